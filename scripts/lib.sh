@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+#
+# What the scripts in this folder share: where the cache is, how a step is
+# logged, how a result is put in place in one step, and how a command is run
+# inside the build root.
+#
+# A result is a folder $cache/NAME-KEY, where KEY is a hash of everything that
+# it was made from. It is made in NAME-KEY.tmp and renamed when it is complete;
+# whatever is found half made is thrown away. So a folder that has its final
+# name is finished, whatever happened before.
+
+set -euo pipefail
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+cache=${VMGENID_CACHE:-${XDG_CACHE_HOME:-${HOME-}/.cache}/vmgenid}
+
+die() {
+	printf '%s: %s\n' "${0##*/}" "$*" >&2
+	exit 1
+}
+
+say() {
+	printf '%s\n' "$*" >&2
+}
+
+mkdir -p "$cache" 2>/dev/null ||
+	die "cannot create the cache $cache: set XDG_CACHE_HOME to a folder that can be written"
+cache=$(cd "$cache" && pwd -P)
+case $top$cache in
+*[[:space:]]*) die "kbuild takes no path with a space in it: move the checkout ($top), or set XDG_CACHE_HOME ($cache)" ;;
+esac
+
+# hash STRING...: a key of 12 hexadecimal digits.
+hash() {
+	printf '%s\0' "$@" | sha256sum | cut -c1-12
+}
+
+# space GIB WHAT: ends here if the cache's file system has less room than that.
+space() {
+	local free
+	free=$(df --output=avail -k "$cache" | tail -n 1)
+	[ "$free" -ge $(($1 * 1024 * 1024)) ] ||
+		die "$2 needs $1 GiB in $cache, $((free / 1024 / 1024)) GiB are free: make room, or set XDG_CACHE_HOME to another disk"
+}
+
+# lock NAME: one build of NAME at a time. It is held until this script, and all
+# that it started, has ended.
+lock() {
+	local fd
+	exec {fd}>"$cache/$1.lock"
+	flock -n "$fd" && return
+	say "waiting for another build of $1 to end"
+	flock "$fd"
+}
+
+# step LABEL LOG COMMAND...: runs COMMAND with its output in LOG, shows that it
+# goes on, and says what went wrong if it fails. What took less than
+# $quiet_below seconds is no news.
+step() {
+	local label=$1 log=$2 start=$SECONDS pid rc=0 shown=0 last
+	shift 2
+	: >"$log"
+	# In a process group of its own: Ctrl-C, or the end of this script, ends
+	# all of the step.
+	set -m
+	"$@" >"$log" 2>&1 </dev/null &
+	pid=$!
+	set +m
+	trap 'kill -- "-$pid" 2>/dev/null || true; wait "$pid" 2>/dev/null || true; say "interrupted; the same command starts it again"; exit 130' INT TERM HUP
+	while kill -0 "$pid" 2>/dev/null; do
+		sleep 1
+		if [ $((SECONDS - start - shown)) -ge 20 ]; then
+			shown=$((SECONDS - start))
+			last=$(tail -c 200 "$log" | tr -c '[:print:]\n' ' ' | tail -n 1 | cut -c1-90)
+			say "  $label: ${shown} s  ($last)"
+		fi
+	done
+	wait "$pid" || rc=$?
+	trap - INT TERM HUP
+	if [ "$rc" -ne 0 ]; then
+		# The log outlives the half-made folder that it may lie in.
+		cp "$log" "$cache/failed.log" 2>/dev/null || true
+		tail -n 20 "$log" >&2
+		grep -q 'No space left on device' "$log" &&
+			die "$label: the disk is full: make room in $cache (or in /var/tmp) and run the same command again"
+		die "$label failed (exit status $rc), see $cache/failed.log; the same command starts it again"
+	fi
+	[ $((SECONDS - start)) -lt "${quiet_below:-0}" ] || say "  $label: done in $((SECONDS - start)) s"
+}
+
+# fresh FOLDER: an empty FOLDER.tmp. Whatever earlier runs left half made of
+# its kind goes, also under other keys.
+fresh() {
+	rm -rf "${1%-*}"-????????????.tmp
+	mkdir -p "$1.tmp"
+}
+
+# finish FOLDER: FOLDER.tmp is complete.
+finish() {
+	sync -f "$1.tmp"
+	mv -T "$1.tmp" "$1"
+}
+
+# inside COMMAND...: runs COMMAND in the build root, with the cache and the
+# checkout at the places where they are outside.
+inside() {
+	local root=$cache/buildroot/root dir var cargo args=()
+	for dir in "$root"/usr/*/; do
+		dir=${dir%/}
+		args+=(--ro-bind "$dir" "/usr/${dir##*/}")
+	done
+	for dir in bin sbin lib lib64; do
+		args+=(--symlink "usr/$dir" "/$dir")
+	done
+	args+=(--ro-bind "$root/etc" /etc --ro-bind "$root/var/lib/dpkg" /var/lib/dpkg)
+	args+=(--dev /dev --proc /proc --tmpfs /tmp --tmpfs /run)
+	# The network is the host's: its resolver, its certificates, its proxies.
+	for var in resolv.conf hosts; do
+		[ -e "/etc/$var" ] && args+=(--ro-bind "/etc/$var" "/etc/$var")
+	done
+	[ -e /etc/ssl/certs/ca-certificates.crt ] &&
+		args+=(--ro-bind /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt)
+	args+=(--bind "$cache" "$cache" --bind "$top" "$top" --clearenv)
+	case $PWD/ in
+	"$top"/* | "$cache"/*) args+=(--chdir "$PWD") ;;
+	*) args+=(--chdir "$top") ;;
+	esac
+	mkdir -p "$cache/cargo"
+	cargo=${CARGO_HOME:-$HOME/.cargo}/config.toml
+	# A mirror of the crates registry that the machine is set up for.
+	if [ -e "$cargo" ] && grep -q '^ *\[source' "$cargo"; then
+		args+=(--ro-bind "$cargo" "$cache/cargo/config.toml")
+	fi
+	while IFS= read -r var; do
+		case $var in
+		http_proxy | https_proxy | no_proxy | HTTP_PROXY | HTTPS_PROXY | NO_PROXY | TERM | CARGO_HTTP_* | CARGO_NET_* | CARGO_REGISTRIES_* | CARGO_SOURCE_*)
+			args+=(--setenv "$var" "${!var}") ;;
+		esac
+	done < <(compgen -e)
+	bwrap "${args[@]}" \
+		--setenv PATH /usr/lib/ccache:/usr/sbin:/usr/bin \
+		--setenv HOME "$cache/cargo" \
+		--setenv LANG C.UTF-8 \
+		--setenv SSL_CERT_FILE /etc/ssl/certs/ca-certificates.crt \
+		--setenv CARGO_HOME "$cache/cargo" \
+		--setenv CARGO_TARGET_DIR "$cache/target" \
+		--setenv CCACHE_DIR "$cache/ccache" \
+		--setenv CCACHE_BASEDIR "$cache" --setenv CCACHE_NOHASHDIR 1 \
+		--die-with-parent -- "$@"
+}
