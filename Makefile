@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# The module, for any kernel, as every out-of-tree module is built.
+
+KDIR ?= /lib/modules/$(shell uname -r)/build
+
+# Kbuild takes the rest (LLVM=, CLIPPY=, V=, INSTALL_MOD_PATH=, ...) from the
+# command line by itself.
+kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR)
+
+modules: kdir-has-rust
+	+$(kbuild) modules
+
+modules_install clean rust-analyzer:
+	+$(kbuild) $@
+
+# Kbuild's own messages for these are long, and about something else.
+kdir-has-rust:
+	@test -e $(KDIR)/Makefile || { echo >&2 \
+	"make: no kernel build folder $(KDIR): install your kernel's headers, or say KDIR=FOLDER"; exit 1; }
+	@grep -qs '^CONFIG_RUST=y' $(KDIR)/include/config/auto.conf || { echo >&2 \
+	"make: the kernel in $(KDIR) was configured without CONFIG_RUST=y (or not at all): this module is written in Rust"; exit 1; }
+	@test -e $(KDIR)/rust/libkernel.rmeta || { echo >&2 \
+	"make: $(KDIR) lacks the Rust metadata (rust/*.rmeta): give KDIR= the folder that the kernel was built in"; exit 1; }
+	@grep -qs '^CONFIG_VMGENID=m' $(KDIR)/include/config/auto.conf || { echo >&2 \
+	"make: the kernel in $(KDIR) was not configured with CONFIG_VMGENID=m, so that it does not export add_vmfork_randomness"; exit 1; }
+
+help:
+	@echo  'The module, for the kernel that was built in KDIR:'
+	@echo  '  modules         - build vmgenid.ko (the default)'
+	@echo  '  modules_install - install it below INSTALL_MOD_PATH'
+	@echo  '  clean           - remove what was built in this folder'
+	@echo  '  rust-analyzer   - write rust-project.json for editors'
+	@echo  '  KDIR=FOLDER     - a kernel build folder [$(KDIR)]'
+	@echo  '  LLVM=1, CLIPPY=1, V=1 and the like: as for the kernel itself'
+
+.PHONY: modules modules_install clean rust-analyzer kdir-has-rust help

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! ACPI companions: evaluating their objects, receiving their notifications.
+//!
+//! C headers: [`include/acpi/acpi_bus.h`](srctree/include/acpi/acpi_bus.h),
+//! [`include/acpi/acpixf.h`](srctree/include/acpi/acpixf.h)
+
+use core::ptr::NonNull;
+use kernel::{
+    bindings,
+    device::{
+        self,
+        Bound, //
+    },
+    devres,
+    error::to_result,
+    ffi::c_void,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
+    types::Opaque, //
+};
+
+/// `ACPI_ALLOCATE_BUFFER` of `include/acpi/actypes.h`, which bindgen cannot evaluate.
+const ACPI_ALLOCATE_BUFFER: bindings::acpi_size = bindings::acpi_size::MAX;
+
+/// An ACPI device object (`struct acpi_device`), companion of a device on another bus.
+///
+/// # Invariants
+///
+/// Wraps a valid `struct acpi_device`.
+#[repr(transparent)]
+pub(crate) struct Device(Opaque<bindings::acpi_device>);
+
+impl Device {
+    /// Returns the ACPI companion of `dev`, if it has one: `ACPI_COMPANION()`.
+    pub(crate) fn companion(dev: &device::Device<Bound>) -> Option<&Self> {
+        let dev: *const device::Device<Bound> = dev;
+        // SAFETY: `device::Device` is a transparent wrapper of a valid `struct device`, and
+        // `fwnode` does not change while the device is bound.
+        let fwnode = unsafe { (*dev.cast::<bindings::device>()).fwnode };
+
+        // SAFETY: `fwnode` is null or valid; the function takes either.
+        if !unsafe { bindings::is_acpi_device_node(fwnode) } {
+            return None;
+        }
+
+        // SAFETY: That `fwnode` is an ACPI device node means that it is the field `fwnode` of a
+        // `struct acpi_device`.
+        let adev = unsafe { kernel::container_of!(fwnode, bindings::acpi_device, fwnode) };
+
+        // SAFETY: A device keeps its companion at least for as long as it is bound, and `Device`
+        // is a transparent wrapper. The lifetime is that of the borrow of `dev`.
+        Some(unsafe { &*adev.cast::<Self>() })
+    }
+
+    fn as_raw(&self) -> *mut bindings::acpi_device {
+        self.0.get()
+    }
+
+    /// Evaluates the object or method `name`, without arguments, below this device.
+    ///
+    /// # Errors
+    ///
+    /// - `ENOENT`: there is no such object.
+    /// - `ENODATA`: it is a method that returned nothing.
+    /// - `EIO`: the evaluation failed.
+    pub(crate) fn evaluate(&self, name: &CStr) -> Result<Evaluated> {
+        // The status of an evaluation cannot tell "not there" from "there, and its code names what
+        // is not".
+        //
+        // SAFETY: By the type invariants the handle is valid. `name` is a C string that the
+        // function does not write to.
+        if !unsafe {
+            bindings::acpi_has_method((*self.as_raw()).handle, name.as_char_ptr().cast_mut())
+        } {
+            return Err(ENOENT);
+        }
+
+        let mut buffer = bindings::acpi_buffer {
+            length: ACPI_ALLOCATE_BUFFER,
+            pointer: core::ptr::null_mut(),
+        };
+
+        // SAFETY: By the type invariants the handle is valid. `name` is a C string that the
+        // function does not write to, null means "no arguments", and `buffer` asks for an
+        // allocated result.
+        let status = unsafe {
+            bindings::acpi_evaluate_object(
+                (*self.as_raw()).handle,
+                name.as_char_ptr().cast_mut(),
+                core::ptr::null_mut(),
+                &mut buffer,
+            )
+        };
+
+        if status != 0 {
+            return Err(EIO);
+        }
+
+        // INVARIANT: On success the buffer is null or holds an object that is ours to free.
+        NonNull::new(buffer.pointer.cast())
+            .map(Evaluated)
+            .ok_or(ENODATA)
+    }
+}
+
+/// The result of an evaluation.
+///
+/// # Invariants
+///
+/// Points at a valid object, in an allocation that this value owns.
+pub(crate) struct Evaluated(NonNull<Object>);
+
+impl core::ops::Deref for Evaluated {
+    type Target = Object;
+
+    fn deref(&self) -> &Object {
+        // SAFETY: By the type invariants the object is valid for as long as `self`.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for Evaluated {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants the allocation is ours; `acpi_os_free()` is `kfree()`.
+        unsafe { bindings::kfree(self.0.as_ptr().cast()) };
+    }
+}
+
+/// An ACPI object (`union acpi_object`).
+///
+/// # Invariants
+///
+/// Wraps a valid object that nobody changes, and so are the elements of a package.
+#[repr(transparent)]
+pub(crate) struct Object(Opaque<bindings::acpi_object>);
+
+impl Object {
+    fn kind(&self) -> u32 {
+        // SAFETY: By the type invariants the object is valid; all its variants begin with the type.
+        unsafe { (*self.0.get()).type_ }
+    }
+
+    /// Returns the value of an Integer.
+    pub(crate) fn integer(&self) -> Option<u64> {
+        if self.kind() != bindings::ACPI_TYPE_INTEGER {
+            return None;
+        }
+        // SAFETY: The object is an Integer.
+        Some(unsafe { (*self.0.get()).integer.value })
+    }
+
+    /// Returns the elements of a Package.
+    pub(crate) fn package(&self) -> Option<&[Object]> {
+        if self.kind() != bindings::ACPI_TYPE_PACKAGE {
+            return None;
+        }
+        // SAFETY: The object is a Package.
+        let package = unsafe { (*self.0.get()).package };
+        if package.count == 0 {
+            return Some(&[]);
+        }
+        // SAFETY: `elements` points at `count` valid objects in the same allocation, which lives
+        // as long as `self`, and `Object` is a transparent wrapper.
+        Some(unsafe {
+            core::slice::from_raw_parts(package.elements.cast(), package.count as usize)
+        })
+    }
+}
+
+/// Callbacks for the notifications of an ACPI device.
+///
+/// Handlers run in process context, on work queues; several may run at the same time.
+pub(crate) trait NotifyHandler: Send + Sync + 'static {
+    /// Called for each device notification (values from 0x80 on).
+    fn notify(&self, event: u32);
+}
+
+/// An installed handler of the device notifications of an ACPI device.
+///
+/// # Invariants
+///
+/// - `adev` is the `struct device` that is embedded in a `struct acpi_device`, on which `callback`
+///   is installed.
+/// - The context of that handler is a pointer to `handler`'s data.
+struct NotifyRegistration<T: NotifyHandler> {
+    adev: ARef<device::Device>,
+    // ACPICA finds what to remove by this address, and a function may have several.
+    callback: bindings::acpi_notify_handler,
+    _handler: Arc<T>,
+}
+
+impl<T: NotifyHandler> NotifyRegistration<T> {
+    fn adev(&self) -> *mut bindings::acpi_device {
+        let dev: *const device::Device = &*self.adev;
+        let dev = dev.cast::<bindings::device>().cast_mut();
+        // SAFETY: By the type invariants, `dev` is embedded in a `struct acpi_device`.
+        unsafe { kernel::container_of!(dev, bindings::acpi_device, dev) }
+    }
+}
+
+impl<T: NotifyHandler> Drop for NotifyRegistration<T> {
+    fn drop(&mut self) {
+        // This waits for running handlers, so that `_handler` is dropped after the last use.
+        //
+        // SAFETY: By the type invariants the handler is installed, and only once.
+        unsafe {
+            bindings::acpi_dev_remove_notify_handler(
+                self.adev(),
+                bindings::ACPI_DEVICE_NOTIFY,
+                self.callback,
+            )
+        };
+    }
+}
+
+/// Calls `handler` for each notification of `dev`'s ACPI companion, until `dev` is unbound.
+///
+/// The handler is removed by devres, that is after the driver's own data has been dropped; what a
+/// handler needs is therefore in the [`Arc`]. When the device is unbound no call is running, and
+/// none will come.
+///
+/// # Errors
+///
+/// - `ENODEV`: `dev` has no ACPI companion, or the handler could not be installed.
+/// - `ENOMEM`: there is no memory for the registration.
+///
+/// # Examples
+///
+/// ```ignore
+/// struct Counted(Atomic<u32>);
+///
+/// impl acpi::NotifyHandler for Counted {
+///     fn notify(&self, _event: u32) {
+///         self.0.fetch_add(1, Relaxed);
+///     }
+/// }
+///
+/// acpi::register_notify_handler(dev, Arc::new(Counted(Atomic::new(0)), GFP_KERNEL)?)?;
+/// ```
+pub(crate) fn register_notify_handler<T: NotifyHandler>(
+    dev: &device::Device<Bound>,
+    handler: Arc<T>,
+) -> Result {
+    let adev = Device::companion(dev).ok_or(ENODEV)?.as_raw();
+    let callback: bindings::acpi_notify_handler = Some(notify_callback::<T>);
+
+    // SAFETY: The companion is valid. The context is valid until the handler is removed, since
+    // the registration below owns a reference to it.
+    to_result(unsafe {
+        bindings::acpi_dev_install_notify_handler(
+            adev,
+            bindings::ACPI_DEVICE_NOTIFY,
+            callback,
+            Arc::as_ptr(&handler).cast_mut().cast::<c_void>(),
+        )
+    })?;
+
+    // SAFETY: `adev` is valid, so is the `struct device` in it; the reference taken here keeps it
+    // for the registration's life.
+    let adev = unsafe { device::Device::get_device(&raw mut (*adev).dev) };
+
+    // INVARIANT: The handler was installed just above.
+    let registration = NotifyRegistration {
+        adev,
+        callback,
+        _handler: handler,
+    };
+
+    devres::register(dev, registration, GFP_KERNEL)
+}
+
+/// # Safety
+///
+/// To be used only as the handler that [`register_notify_handler`] installs.
+unsafe extern "C" fn notify_callback<T: NotifyHandler>(
+    _handle: bindings::acpi_handle,
+    event: u32,
+    context: *mut c_void,
+) {
+    // SAFETY: `context` was made from an `Arc<T>` that is not dropped before the handler has been
+    // removed, which waits for this call.
+    let handler = unsafe { &*context.cast_const().cast::<T>() };
+
+    handler.notify(event);
+}

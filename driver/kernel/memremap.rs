@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory that firmware reserved, shared with somebody outside of the kernel.
+//!
+//! C headers: [`include/linux/io.h`](srctree/include/linux/io.h),
+//! [`include/linux/ioport.h`](srctree/include/linux/ioport.h)
+
+use core::{
+    ops::Deref,
+    ptr::NonNull, //
+};
+use kernel::{
+    bindings,
+    ffi::c_int,
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        AtomicType, //
+    }, //
+};
+
+/// A range of physical addresses that is not the kernel's own memory.
+///
+/// # Invariants
+///
+/// `start..start + len` is not empty, lies within the physical address space, and holds no byte
+/// of System RAM.
+#[derive(Clone, Copy)]
+pub(crate) struct Range {
+    start: u64,
+    len: usize,
+}
+
+impl Range {
+    /// Checks a range of `len` bytes at the physical address `start`.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, in words that complete "ADDR ...".
+    pub(crate) fn new(start: u64, len: usize) -> Result<Self, &'static str> {
+        // SAFETY: `end` is set at boot, from the processor's physical address width.
+        let last = unsafe { bindings::iomem_resource.end };
+        match start.checked_add(len as u64) {
+            Some(end) if len > 0 && end - 1 <= last => (),
+            _ => return Err("is beyond the physical address width"),
+        }
+
+        // SAFETY: The function only looks addresses up.
+        let system_ram = unsafe {
+            bindings::region_intersects(
+                start,
+                len,
+                c_ulong_of(bindings::IORESOURCE_SYSTEM_RAM),
+                c_ulong_of(bindings::IORES_DESC_NONE),
+            )
+        };
+        if system_ram != bindings::REGION_DISJOINT as c_int {
+            return Err("is in System RAM");
+        }
+
+        // INVARIANT: Checked above.
+        Ok(Self { start, len })
+    }
+
+    /// Returns the physical address of the first byte.
+    pub(crate) fn start(&self) -> u64 {
+        self.start
+    }
+}
+
+// The type of these constants is bindgen's choice, that of the parameters is C's.
+const fn c_ulong_of(value: u32) -> kernel::ffi::c_ulong {
+    value as kernel::ffi::c_ulong
+}
+
+/// Types that can lie in memory which somebody else writes to at any time.
+///
+/// # Safety
+///
+/// Every bit pattern is valid, and every access through a shared reference is atomic.
+pub(crate) unsafe trait Shared {}
+
+// SAFETY: `FromBytes` says that every bit pattern is valid, and `Atomic` has atomic accesses only.
+unsafe impl<T: AtomicType + FromBytes> Shared for Atomic<T> {}
+
+// SAFETY: An array has nothing but its elements.
+unsafe impl<T: Shared, const N: usize> Shared for [T; N] {}
+
+/// A `T` in memory outside of the kernel, mapped as normal, cached memory.
+///
+/// # Examples
+///
+/// ```ignore
+/// let words = Mapping::<[Atomic<u64>; 2]>::new(&Range::new(address, 16)?)?;
+/// let first = words[0].load(Relaxed);
+/// ```
+///
+/// # Invariants
+///
+/// Points at a `T` in a mapping that `memremap()` made, and that this value owns.
+pub(crate) struct Mapping<T: Shared>(NonNull<T>);
+
+impl<T: Shared> Mapping<T> {
+    /// Maps the beginning of `range`.
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL`: `range` is too short, or not aligned, for a `T`.
+    /// - `ENOMEM`: there is no room for the mapping.
+    pub(crate) fn new(range: &Range) -> Result<Self> {
+        if size_of::<T>() > range.len || range.start % align_of::<T>() as u64 != 0 {
+            return Err(EINVAL);
+        }
+
+        // SAFETY: By its invariants, the range may be mapped, and does not alias the kernel's own
+        // memory. `MEMREMAP_DEC` is for confidential guests: the hypervisor writes there.
+        let virt = unsafe {
+            bindings::memremap(
+                range.start,
+                size_of::<T>(),
+                c_ulong_of(bindings::MEMREMAP_WB | bindings::MEMREMAP_DEC),
+            )
+        };
+
+        // INVARIANT: The mapping is new, so it is ours. Its alignment is that of the address,
+        // and what lies there is a `T`, since any bits are.
+        NonNull::new(virt.cast()).map(Self).ok_or(ENOMEM)
+    }
+}
+
+impl<T: Shared> Deref for Mapping<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: By the type invariants, and since `T` is `Shared`.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl<T: Shared> Drop for Mapping<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants the mapping is ours.
+        unsafe { bindings::memunmap(self.0.as_ptr().cast()) };
+    }
+}
+
+// SAFETY: A mapping can be undone from any thread.
+unsafe impl<T: Shared + Send> Send for Mapping<T> {}
+
+// SAFETY: A shared reference gives a shared reference to the `T`, no more.
+unsafe impl<T: Shared + Sync> Sync for Mapping<T> {}
