@@ -3,12 +3,19 @@
 //! Virtual Machine Generation ID driver.
 //!
 //! Hypervisors change the generation ID when a virtual machine is restored from a snapshot or
-//! cloned. This driver reseeds the kernel's random number generator when that happens.
+//! cloned. This driver reseeds the kernel's random number generator when that happens, and gives
+//! userspace the generation counter, which some hypervisors change along with the ID, through
+//! `/dev/vmgenid`.
 //!
 //! Limitations:
 //! - ACPI only: device tree nodes (`microsoft,vmgenid`) are not bound.
+//! - One device has the node; a second one only reseeds. That a counter's page does not hold
+//!   another device's ID is checked against the devices that were bound before.
+//! - Confidential guests: the counter's page is mapped to userspace as private memory, so it has
+//!   to be shared with the hypervisor by other means.
 //!
-//! Specification: "Virtual Machine Generation ID", Microsoft, 2012.
+//! Specification: "Virtual Machine Generation ID", Microsoft, 2012, for the ID; QEMU's
+//! `docs/specs/vmgenid.rst`, with this project's series applied, for the counter.
 
 use kernel::{
     acpi::DeviceId,
@@ -18,21 +25,27 @@ use kernel::{
         Device, //
     },
     platform,
-    prelude::*, //
+    prelude::*,
+    sync::Arc, //
 };
 
 mod driver {
+    pub(crate) mod counter;
     pub(crate) mod firmware;
     pub(crate) mod generation_id;
     pub(crate) mod kernel {
         pub(crate) mod acpi;
         pub(crate) mod memremap;
+        pub(crate) mod miscdevice;
+        pub(crate) mod mm;
         pub(crate) mod random;
         pub(crate) mod static_mutex;
     }
+    pub(crate) mod node;
 }
 
 use driver::{
+    counter::Counter,
     firmware,
     generation_id::{
         self,
@@ -41,12 +54,21 @@ use driver::{
     },
     kernel::{
         acpi,
-        memremap::Range, //
+        memremap::{
+            Range,
+            ReservedPage, //
+        }, //
+    },
+    node::{
+        Claim,
+        Node, //
     }, //
 };
 
-/// A bound device.
-struct VmGenId;
+/// A bound device. It has a node if it has a counter.
+struct VmGenId {
+    _node: Option<Pin<KBox<Node>>>,
+}
 
 kernel::acpi_device_table!(
     ACPI_TABLE,
@@ -76,7 +98,10 @@ impl platform::Driver for VmGenId {
         // No change after this is missed; one that came before is caught here.
         id.apply_reseed_rule();
 
-        Ok(Self)
+        // Whatever is wrong with the counter: the kernel is reseeded all the same.
+        let node = Self::counter_page(dev, firmware).and_then(|page| Self::node(dev, id, page));
+
+        Ok(Self { _node: node })
     }
 }
 
@@ -98,11 +123,53 @@ impl VmGenId {
             EINVAL
         })
     }
+
+    /// Asks the firmware for the generation counter; not all have one.
+    fn counter_page(dev: &Device<Bound>, firmware: &acpi::Device) -> Option<ReservedPage> {
+        let page = match firmware::address(firmware, c"CTRA") {
+            Ok(None) => return None,
+            Ok(Some(address)) => ReservedPage::new(address),
+            Err(wrong) => Err(wrong),
+        };
+
+        match page {
+            // The page is for every process to see, an ID for none.
+            Ok(page) if Known::overlap(page.range()) => Err("holds a generation ID"),
+            page => page,
+        }
+        .inspect_err(|wrong| {
+            dev_warn!(
+                dev,
+                "CTRA {}: no generation counter, reseeding only\n",
+                wrong
+            );
+        })
+        .ok()
+    }
+
+    /// Makes the device node, if it is to be had.
+    fn node(
+        dev: &Device<Bound>,
+        id: Arc<GenerationId>,
+        page: ReservedPage,
+    ) -> Option<Pin<KBox<Node>>> {
+        let Some(claim) = Claim::take() else {
+            dev_warn!(dev, "another device has /dev/vmgenid: reseeding only\n");
+            return None;
+        };
+
+        Counter::new(id, page)
+            .and_then(|counter| KBox::pin_init(Node::new(claim, counter), GFP_KERNEL))
+            .inspect_err(|err| {
+                dev_warn!(dev, "no /dev/vmgenid ({:?}): reseeding only\n", err);
+            })
+            .ok()
+    }
 }
 
 #[pin_data]
 struct VmGenIdModule {
-    // The driver goes first: what it binds uses what follows.
+    // It is made last and goes first: what it binds uses what follows.
     #[pin]
     _driver: kernel::driver::Registration<platform::Adapter<VmGenId>>,
     _known: Known,
@@ -111,11 +178,11 @@ struct VmGenIdModule {
 impl kernel::InPlaceModule for VmGenIdModule {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
+            _known: Known::new(),
             _driver <- kernel::driver::Registration::new(
                 <Self as kernel::ModuleMetadata>::NAME,
                 module,
             ),
-            _known: Known,
         })
     }
 }
@@ -124,6 +191,6 @@ module! {
     type: VmGenIdModule,
     name: "vmgenid",
     authors: ["The vmgenid authors"],
-    description: "Virtual Machine Generation ID",
+    description: "Virtual Machine Generation ID and generation counter",
     license: "GPL v2",
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the firmware says: a guest physical address.
+//! What the firmware says: the two guest physical addresses.
 //!
-//! `ADDR` evaluates to a package of two integers, the low and the high 32 bits of the address.
-//! Source: Microsoft's "Virtual Machine Generation ID" specification.
+//! `ADDR` and `CTRA` each evaluate to a package of two integers, the low and the high 32 bits of
+//! an address. Source: Microsoft's "Virtual Machine Generation ID" specification for `ADDR`;
+//! QEMU's `docs/specs/vmgenid.rst`, with this project's series applied, for `CTRA`.
 
 use super::kernel::acpi;
 use kernel::prelude::*;

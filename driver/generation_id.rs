@@ -63,7 +63,20 @@ static KNOWN: StaticMutex<KVec<Arc<GenerationId>>> =
     StaticMutex::new(c"vmgenid::KNOWN", || static_lock_class!(), KVec::new);
 
 /// Forgets the IDs when it is dropped, that is when the module is unloaded.
-pub(crate) struct Known;
+pub(crate) struct Known(());
+
+impl Known {
+    /// To be called before anything is bound: the first use of the list.
+    pub(crate) fn new() -> Self {
+        drop(KNOWN.lock());
+        Self(())
+    }
+
+    /// Returns whether `range` holds a byte of any ID that was ever bound.
+    pub(crate) fn overlap(range: &Range) -> bool {
+        KNOWN.lock().iter().any(|id| id.range.overlaps(range))
+    }
+}
 
 impl Drop for Known {
     fn drop(&mut self) {

@@ -11,7 +11,11 @@ use core::{
 };
 use kernel::{
     bindings,
-    ffi::c_int,
+    ffi::{
+        c_int,
+        c_void, //
+    },
+    page::PAGE_SIZE,
     prelude::*,
     sync::atomic::{
         Atomic,
@@ -66,6 +70,79 @@ impl Range {
     pub(crate) fn start(&self) -> u64 {
         self.start
     }
+
+    /// Returns whether the two ranges have a byte in common.
+    pub(crate) fn overlaps(&self, other: &Range) -> bool {
+        // By the type invariants, neither sum overflows.
+        self.start < other.start + other.len as u64 && other.start < self.start + self.len as u64
+    }
+
+    /// Returns how many bytes of the range the firmware's memory map lists with the descriptor
+    /// `desc`.
+    fn listed(&self, desc: u32) -> u64 {
+        /// Adds the length of the part `res` of the range to the `u64` at `sum`.
+        ///
+        /// # Safety
+        ///
+        /// Both pointers are valid.
+        unsafe extern "C" fn add(res: *mut bindings::resource, sum: *mut c_void) -> c_int {
+            // SAFETY: By the safety requirements of this function.
+            unsafe { *sum.cast::<u64>() += (*res).end - (*res).start + 1 };
+            0
+        }
+
+        let mut sum = 0u64;
+        // SAFETY: `add` gets a valid resource, cut down to the range, and the pointer to `sum`.
+        unsafe {
+            bindings::walk_iomem_res_desc(
+                c_ulong_of(desc),
+                c_ulong_of(bindings::IORESOURCE_MEM),
+                self.start,
+                self.start + self.len as u64 - 1,
+                (&raw mut sum).cast(),
+                Some(add),
+            )
+        };
+        sum
+    }
+}
+
+/// A page that the firmware reserved.
+///
+/// # Invariants
+///
+/// The range is one whole, aligned page, of which the firmware's memory map lists every byte as
+/// reserved or as ACPI non-volatile storage.
+#[derive(Clone, Copy)]
+pub(crate) struct ReservedPage(Range);
+
+impl ReservedPage {
+    /// Checks the page at the physical address `start`.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, in words that complete "ADDR ...".
+    pub(crate) fn new(start: u64) -> Result<Self, &'static str> {
+        if start % PAGE_SIZE as u64 != 0 {
+            return Err("is not page aligned");
+        }
+        let range = Range::new(start, PAGE_SIZE)?;
+
+        // Entries of the firmware's map do not overlap, so that no byte is counted twice.
+        let listed = range.listed(bindings::IORES_DESC_RESERVED)
+            + range.listed(bindings::IORES_DESC_ACPI_NV_STORAGE);
+        if listed != PAGE_SIZE as u64 {
+            return Err("is not in memory that the firmware reserved");
+        }
+
+        // INVARIANT: Checked above.
+        Ok(Self(range))
+    }
+
+    /// Returns the page as a range of addresses.
+    pub(crate) fn range(&self) -> &Range {
+        &self.0
+    }
 }
 
 // The type of these constants is bindgen's choice, that of the parameters is C's.
@@ -112,8 +189,10 @@ impl<T: Shared> Mapping<T> {
             return Err(EINVAL);
         }
 
-        // SAFETY: By its invariants, the range may be mapped, and does not alias the kernel's own
-        // memory. `MEMREMAP_DEC` is for confidential guests: the hypervisor writes there.
+        // SAFETY: By its invariants, the range is not the kernel's own memory, and `memremap()`
+        // refuses what it cannot map. That reading has no side effects is the firmware's word, as
+        // it is for all that ACPI says. `MEMREMAP_DEC` is for confidential guests: the hypervisor
+        // writes there.
         let virt = unsafe {
             bindings::memremap(
                 range.start,
