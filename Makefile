@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# The module, for any kernel, as every out-of-tree module is built.
+# The module, for any kernel, as every out-of-tree module is built; below that,
+# what this project does with it in a virtual machine.
 
 KDIR ?= /lib/modules/$(shell uname -r)/build
 
@@ -25,6 +26,25 @@ kdir-has-rust:
 	@grep -qs '^CONFIG_VMGENID=m' $(KDIR)/include/config/auto.conf || { echo >&2 \
 	"make: the kernel in $(KDIR) was not configured with CONFIG_VMGENID=m, so that it does not export add_vmfork_randomness"; exit 1; }
 
+# Everything that a virtual machine needs: a guest kernel, QEMU, the module for
+# that kernel, the programs. What is there already is not built again.
+KERNEL ?= tiny
+
+prepare:
+	@scripts/buildroot
+	+@$(MAKE) --no-print-directory -j2 prepare-qemu prepare-kernel
+	@scripts/module $(KERNEL)
+	@scripts/userspace
+
+prepare-qemu:
+	@scripts/qemu
+
+prepare-kernel:
+	@scripts/kernel $(KERNEL)
+
+vm:
+	@scripts/vm run --kernel $(KERNEL)
+
 help:
 	@echo  'The module, for the kernel that was built in KDIR:'
 	@echo  '  modules         - build vmgenid.ko (the default)'
@@ -33,5 +53,10 @@ help:
 	@echo  '  rust-analyzer   - write rust-project.json for editors'
 	@echo  '  KDIR=FOLDER     - a kernel build folder [$(KDIR)]'
 	@echo  '  LLVM=1, CLIPPY=1, V=1 and the like: as for the kernel itself'
+	@echo  ''
+	@echo  'In a virtual machine; these build all that they need:'
+	@echo  '  vm              - a shell in a guest that has /dev/vmgenid'
+	@echo  '  prepare         - only build'
+	@echo  '  KERNEL=NAME     - of vm, prepare: tests/kernel/NAME.config [$(KERNEL)]'
 
-.PHONY: modules modules_install clean rust-analyzer kdir-has-rust help
+.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm help

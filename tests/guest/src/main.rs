@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The one binary of ours in the guest: its first process, the agent that runs
+//! commands for the host, and the programs that the tests run.
+
+mod agent;
+mod init;
+mod job;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(about = "What runs in the guest", disable_help_subcommand = true)]
+enum Program {
+    Init(init::Args),
+    Agent(agent::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Program::parse() {
+        Program::Init(args) => init::run(args),
+        Program::Agent(args) => agent::run(args),
+    }
+}

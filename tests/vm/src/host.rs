@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+use crate::options::Flavour;
+use anyhow::Context;
+use anyhow::Result;
+use anyhow::bail;
+use anyhow::ensure;
+use std::env;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where things are on this machine.
+#[derive(Clone, Debug)]
+pub struct Host {
+    cache: PathBuf,
+    checkout: PathBuf,
+    /// How long the guest may say nothing before it counts as hung.
+    pub timeout: Duration,
+}
+
+impl Host {
+    /// From VMGENID_CACHE, VMGENID_TOP (both as scripts/vm sets them) and
+    /// VMGENID_TIMEOUT, in seconds.
+    pub fn from_env() -> Result<Self> {
+        let home = |rest: &str| env::var_os("HOME").map(|home| PathBuf::from(home).join(rest));
+        let cache = match env::var_os("VMGENID_CACHE") {
+            Some(cache) => PathBuf::from(cache),
+            None => env::var_os("XDG_CACHE_HOME")
+                .map(PathBuf::from)
+                .or_else(|| home(".cache"))
+                .context("neither XDG_CACHE_HOME nor HOME is set")?
+                .join("vmgenid"),
+        };
+        let checkout = env::var_os("VMGENID_TOP").map(PathBuf::from);
+        let timeout = match env::var("VMGENID_TIMEOUT") {
+            Ok(seconds) => seconds
+                .parse()
+                .ok()
+                .filter(|&seconds| seconds > 0)
+                .with_context(|| {
+                    format!("VMGENID_TIMEOUT is {seconds:?}: it has to be a number of seconds")
+                })?,
+            Err(_) => 120,
+        };
+        let host = Self {
+            cache: std::path::absolute(cache)?,
+            checkout: checkout.context("VMGENID_TOP is not set: use scripts/vm, which sets it")?,
+            timeout: Duration::from_secs(timeout),
+        };
+        ensure!(
+            host.checkout.is_absolute(),
+            "VMGENID_TOP has to be an absolute path"
+        );
+        Ok(host)
+    }
+
+    /// The folder of the VMs' folders.
+    pub(crate) fn vms(&self) -> PathBuf {
+        self.cache.join("vm")
+    }
+
+    pub(crate) fn kernel(&self, name: &str) -> Result<PathBuf> {
+        let dir = format!("kernel-{name}");
+        built(
+            self.cache.join(dir).join("bzImage"),
+            &format!("guest kernel {name}"),
+        )
+    }
+
+    /// The module for that kernel.
+    pub(crate) fn module(&self, kernel: &str) -> Result<PathBuf> {
+        let path = self.checkout.join("out").join(kernel).join("vmgenid.ko");
+        built(path, &format!("module for the guest kernel {kernel}"))
+    }
+
+    pub(crate) fn guest(&self) -> Result<PathBuf> {
+        built(self.checkout.join("out/bin/guest"), "guest program")
+    }
+
+    pub(crate) fn busybox(&self) -> Result<PathBuf> {
+        built(self.cache.join("buildroot/root/usr/bin/busybox"), "busybox")
+    }
+
+    /// A QEMU's folder: its programs are in bin/, its firmware is in share/.
+    pub fn qemu_folder(&self, flavour: Flavour) -> Result<PathBuf> {
+        let (folder, what) = match flavour {
+            Flavour::Genctr => ("qemu", "QEMU"),
+            Flavour::Stock => ("qemu-stock", "stock QEMU"),
+        };
+        built(self.cache.join(folder), what)
+    }
+}
+
+/// The path, if it is there.
+fn built(path: PathBuf, what: &str) -> Result<PathBuf> {
+    if !path.exists() {
+        bail!(
+            "there is no {what} at {}: build it with make",
+            path.display()
+        );
+    }
+    Ok(path)
+}

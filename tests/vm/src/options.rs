@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+use anyhow::Context;
+use anyhow::Error;
+use anyhow::Result;
+use anyhow::ensure;
+use clap::ValueEnum;
+use serde::Deserialize;
+use serde::Serialize;
+use std::path::Path;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// What a VM is made of. The defaults are those of the command line.
+#[derive(Clone, Debug, Default, clap::Args, Serialize, Deserialize)]
+pub struct Options {
+    /// The generation counter's first value [default: 1]
+    #[arg(long, value_name = "N", conflicts_with_all = ["no_genctr", "no_device"])]
+    pub genctr: Option<u32>,
+    /// A vmgenid device without a generation counter
+    #[arg(long)]
+    pub no_genctr: bool,
+    /// No vmgenid device at all
+    #[arg(long)]
+    pub no_device: bool,
+    /// Do not load the module (it is in the guest, as /vmgenid.ko)
+    #[arg(long)]
+    pub no_module: bool,
+    /// The guest kernel, by the name of its configuration [default: tiny]
+    #[arg(long, value_name = "NAME")]
+    pub kernel: Option<String>,
+    /// More kernel parameters
+    #[arg(long, value_name = "PARAMETERS", allow_hyphen_values = true)]
+    pub append: Vec<String>,
+    /// Put a file into the guest, at /BASENAME if no path is given
+    #[arg(long, value_name = "HOSTFILE[:GUESTPATH]")]
+    pub add: Vec<Add>,
+    /// How many CPUs [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=255))]
+    pub smp: Option<u16>,
+    /// The CPU model [default: qemu64]
+    #[arg(long, value_name = "MODEL")]
+    pub cpu: Option<String>,
+    /// Memory in MiB [default: 256]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..))]
+    pub memory: Option<u32>,
+    /// Guest time counts instructions: one nanosecond each, on one CPU
+    #[arg(long)]
+    pub icount: bool,
+    /// What runs the guest's CPUs
+    #[arg(long, value_enum, default_value_t)]
+    pub accel: Accelerator,
+    /// Ours with the generation counter, or as the distribution has it
+    #[arg(long, value_enum, default_value_t)]
+    pub qemu: Flavour,
+    /// Start with the guest standing still, and do not wait for it (for tests)
+    #[arg(skip)]
+    #[serde(skip)]
+    pub paused: bool,
+    /// One more argument for QEMU
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    pub qemu_arg: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, ValueEnum, Serialize, Deserialize)]
+pub enum Accelerator {
+    #[default]
+    Tcg,
+    Kvm,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, ValueEnum, Serialize, Deserialize)]
+pub enum Flavour {
+    #[default]
+    Genctr,
+    Stock,
+}
+
+impl Options {
+    /// What does not fit together.
+    pub fn check(&self) -> Result<()> {
+        ensure!(
+            self.qemu != Flavour::Stock || self.genctr.is_none(),
+            "--qemu stock has no generation counter: leave out --genctr"
+        );
+        ensure!(
+            !self.icount || self.smp.unwrap_or(1) == 1,
+            "--icount works with one CPU only: leave out --smp"
+        );
+        ensure!(
+            !self.icount || self.accel == Accelerator::Tcg,
+            "--icount works with --accel tcg only"
+        );
+        self.add.iter().try_for_each(Add::check)
+    }
+
+    /// The generation counter's value, if there is a counter.
+    pub fn counter(&self) -> Option<u32> {
+        let without = self.no_device || self.no_genctr || self.qemu == Flavour::Stock;
+        (!without).then(|| self.genctr.unwrap_or(1))
+    }
+
+    /// The argument of QEMU's -device, if there is a device.
+    pub fn device(&self) -> Option<String> {
+        let mut device = String::from("vmgenid,id=vmgenid,guid=auto");
+        if let Some(counter) = self.counter() {
+            device += &format!(",genctr={counter}");
+        }
+        (!self.no_device).then_some(device)
+    }
+
+    /// In MiB.
+    pub fn memory(&self) -> u32 {
+        self.memory.unwrap_or(256)
+    }
+
+    pub fn kernel(&self) -> &str {
+        self.kernel.as_deref().unwrap_or("tiny")
+    }
+}
+
+/// A file of the host to put into the guest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Add {
+    pub host: PathBuf,
+    pub guest: String,
+}
+
+impl Add {
+    fn check(&self) -> Result<()> {
+        let host = self.host.display();
+        let metadata = self
+            .host
+            .metadata()
+            .with_context(|| format!("cannot add {host}"))?;
+        ensure!(metadata.is_file(), "cannot add {host}: it is not a file");
+        Ok(())
+    }
+}
+
+impl FromStr for Add {
+    type Err = Error;
+
+    fn from_str(spec: &str) -> Result<Self> {
+        let (host, guest) = spec.rsplit_once(':').unwrap_or((spec, ""));
+        let base = Path::new(host).file_name().and_then(|base| base.to_str());
+        let base = base.context("it names no file")?;
+        let guest = match guest {
+            "" => format!("/{base}"),
+            folder if folder.ends_with('/') => format!("{folder}{base}"),
+            path => path.into(),
+        };
+        ensure!(
+            guest.starts_with('/') && !guest.split('/').any(|part| part == ".."),
+            "the path in the guest starts with / and has no .. in it: HOSTFILE:/PATH"
+        );
+        Ok(Self {
+            host: host.into(),
+            guest,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(spec: &str) -> Option<(String, String)> {
+        let add: Add = spec.parse().ok()?;
+        Some((add.host.to_str()?.into(), add.guest))
+    }
+
+    fn pair(host: &str, guest: &str) -> Option<(String, String)> {
+        Some((host.into(), guest.into()))
+    }
+
+    #[test]
+    fn a_file_goes_where_it_is_told() {
+        assert_eq!(add("a/b.ko"), pair("a/b.ko", "/b.ko"));
+        assert_eq!(add("a/b:/bin/c"), pair("a/b", "/bin/c"));
+        assert_eq!(add("a:b:/c"), pair("a:b", "/c"));
+        assert_eq!(add("a/b:/bin/"), pair("a/b", "/bin/b"));
+        assert_eq!(add("a:"), pair("a", "/a"));
+        for bad in ["", "/", "a:b", "a:/../b", ":/b"] {
+            assert_eq!(add(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_device_is_what_was_asked_for() {
+        let device = |options: Options| options.device();
+        let options = Options::default();
+        assert_eq!(
+            device(options.clone()).unwrap(),
+            "vmgenid,id=vmgenid,guid=auto,genctr=1"
+        );
+        let stock = Options {
+            qemu: Flavour::Stock,
+            ..options.clone()
+        };
+        assert_eq!(device(stock).unwrap(), "vmgenid,id=vmgenid,guid=auto");
+        assert_eq!(
+            device(Options {
+                no_device: true,
+                ..options
+            }),
+            None
+        );
+    }
+}

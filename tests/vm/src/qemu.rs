@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+use crate::folder;
+use crate::folder::Folder;
+use crate::host::Host;
+use crate::initramfs;
+use crate::name::Name;
+use crate::options::Accelerator;
+use crate::options::Options;
+use anyhow::Context;
+use anyhow::Result;
+use anyhow::bail;
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
+use rustix::event::Timespec;
+use rustix::process::Flock;
+use rustix::process::FlockType;
+use rustix::process::Pid;
+use rustix::process::PidfdFlags;
+use rustix::process::Signal;
+use std::collections::BTreeSet;
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Child;
+use std::process::Command;
+use std::process::Stdio;
+use std::time::Duration;
+
+/// The socket of the guest's port `n`.
+pub fn port_socket(n: usize) -> String {
+    format!("exec{n}.sock")
+}
+
+/// Starts QEMU in the VM's folder, where everything has a short name. No signal
+/// from a terminal reaches it there.
+pub fn spawn(
+    host: &Host,
+    options: &Options,
+    folder: &Folder,
+    loadvm: Option<&Name>,
+) -> Result<Child> {
+    let qemu = host.qemu_folder(options.qemu)?;
+    let log = File::create(folder.file(folder::QEMU_LOG)).context("cannot write QEMU's log")?;
+    Command::new(qemu.join("bin/qemu-system-x86_64"))
+        .arg("-L")
+        .arg(qemu.join("share"))
+        .args(arguments(options, &folder.name, loadvm))
+        .current_dir(folder.path())
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("cannot run {}", qemu.display()))
+}
+
+fn arguments(options: &Options, name: &str, loadvm: Option<&Name>) -> Vec<String> {
+    let mut args = Vec::new();
+    let mut add = |option: &str, value: String| args.extend([option.into(), value]);
+
+    add("-name", name.into());
+    add("-machine", "pc".into());
+    add(
+        "-accel",
+        if options.accel == Accelerator::Kvm {
+            "kvm"
+        } else {
+            "tcg"
+        }
+        .into(),
+    );
+    add("-cpu", options.cpu.clone().unwrap_or("qemu64".into()));
+    add("-smp", options.smp.unwrap_or(1).to_string());
+    add("-m", options.memory().to_string());
+    add("-display", "none".into());
+    if options.icount {
+        add("-icount", "shift=0,sleep=off".into());
+    }
+
+    add("-kernel", folder::KERNEL.into());
+    add("-initrd", folder::INITRAMFS.into());
+    add("-append", kernel_parameters(options));
+    add(
+        "-chardev",
+        format!("file,id=console,path={},append=on", folder::CONSOLE),
+    );
+    add("-serial", "chardev:console".into());
+    add("-qmp", format!("unix:{},server=on,wait=off", folder::QMP));
+    add("-pidfile", folder::PID.into());
+
+    // savevm needs a disk that keeps snapshots.
+    let disk = format!(
+        "qcow2,node-name=disk,file.driver=file,file.filename={}",
+        folder::DISK
+    );
+    add("-blockdev", format!("driver={disk}"));
+    add("-device", "virtio-blk-pci,drive=disk".into());
+    // One more port than we use: the first is for a console.
+    add(
+        "-device",
+        format!("virtio-serial-pci,max_ports={}", wire::PORTS + 1),
+    );
+    for n in 0..wire::PORTS {
+        let socket = port_socket(n);
+        add(
+            "-chardev",
+            format!("socket,id=exec{n},path={socket},server=on,wait=off"),
+        );
+        add(
+            "-device",
+            format!("virtserialport,chardev=exec{n},name={}", wire::port_name(n)),
+        );
+    }
+    if let Some(device) = options.device() {
+        add("-device", device);
+    }
+    if let Some(snapshot) = loadvm {
+        add("-loadvm", snapshot.to_string());
+    }
+    if options.paused {
+        args.push("-S".into());
+    }
+    // A guest that panics or reboots ends, and whoever talks to it knows.
+    args.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(String::from));
+    args.extend(options.qemu_arg.iter().cloned());
+    args
+}
+
+fn kernel_parameters(options: &Options) -> String {
+    let mut parameters = String::from("console=ttyS0 panic=-1");
+    for more in &options.append {
+        parameters += &format!(" {more}");
+    }
+    parameters += &format!(" rdinit={} -- init", initramfs::GUEST);
+    if !options.no_module {
+        parameters += &format!(" --load {}", initramfs::MODULE);
+    }
+    parameters
+}
+
+/// What QEMU had to say, in one line; empty if nothing.
+pub fn messages(folder: &Folder) -> String {
+    let log = fs::read(folder.file(folder::QEMU_LOG)).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    let lines = log.lines().filter(|line| !line.is_empty());
+    let lines: Vec<_> = lines
+        .map(|line| {
+            line.split_once("qemu-system-x86_64: ")
+                .map_or(line, |(_, message)| message)
+        })
+        .collect();
+    lines.join("; ")
+}
+
+/// A QEMU that runs in a VM's folder, whoever started it. QEMU holds a lock on
+/// its pid file for as long as it lives, so a pid that is used again by another
+/// process cannot be mistaken for it.
+pub struct Process {
+    pub pid: Pid,
+    handle: OwnedFd,
+}
+
+impl Process {
+    pub fn of(folder: &Folder) -> Result<Option<Self>> {
+        let file = match File::open(folder.file(folder::PID)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.context("cannot open QEMU's pid file")?,
+        };
+        let Some(pid) = holder(&file)? else {
+            return Ok(None);
+        };
+        let Ok(handle) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
+            return Ok(None);
+        };
+        // Still the same one: the handle is QEMU's.
+        Ok((holder(&file)? == Some(pid)).then_some(Self { pid, handle }))
+    }
+
+    /// Whether it ended in that time. Nothing interrupts this.
+    pub fn ends_within(&self, time: Duration) -> bool {
+        let mut fds = [PollFd::new(&self.handle, PollFlags::IN)];
+        let timeout = Timespec {
+            tv_sec: time.as_secs() as i64,
+            tv_nsec: time.subsec_nanos().into(),
+        };
+        loop {
+            match rustix::event::poll(&mut fds, Some(&timeout)) {
+                Err(rustix::io::Errno::INTR) => {}
+                ready => return ready.is_ok_and(|ready| ready > 0),
+            }
+        }
+    }
+
+    pub fn kill(&self) -> Result<()> {
+        match rustix::process::pidfd_send_signal(&self.handle, Signal::KILL) {
+            Err(rustix::io::Errno::SRCH) => return Ok(()),
+            sent => sent.with_context(|| format!("cannot kill QEMU, process {}", self.pid))?,
+        }
+        if !self.ends_within(Duration::from_secs(10)) {
+            bail!("QEMU, process {}, does not end", self.pid);
+        }
+        Ok(())
+    }
+}
+
+fn holder(file: &File) -> Result<Option<Pid>> {
+    let lock = rustix::process::fcntl_getlk(file, &Flock::from(FlockType::WriteLock))?;
+    Ok(lock.and_then(|lock| lock.pid))
+}
+
+/// Makes an empty disk.
+pub fn create_disk(host: &Host, options: &Options, path: &Path) -> Result<()> {
+    qemu_img(
+        host,
+        options,
+        &["create", "-q", "-f", "qcow2"],
+        path,
+        &["1G"],
+    )
+    .map(drop)
+}
+
+/// The names of the snapshots that a disk has, also while QEMU uses it.
+pub fn disk_snapshots(host: &Host, options: &Options, path: &Path) -> Result<BTreeSet<String>> {
+    let info = qemu_img(host, options, &["info", "-U", "--output=json"], path, &[])?;
+    let info: serde_json::Value = serde_json::from_slice(&info)?;
+    let snapshots = info["snapshots"].as_array().into_iter().flatten();
+    Ok(snapshots
+        .filter_map(|snapshot| Some(snapshot["name"].as_str()?.into()))
+        .collect())
+}
+
+fn qemu_img(
+    host: &Host,
+    options: &Options,
+    before: &[&str],
+    path: &Path,
+    after: &[&str],
+) -> Result<Vec<u8>> {
+    let mut command = Command::new(host.qemu_folder(options.qemu)?.join("bin/qemu-img"));
+    let output = command
+        .args(before)
+        .arg(path)
+        .args(after)
+        .stdin(Stdio::null())
+        .output();
+    let output = output.context("cannot run qemu-img")?;
+    if !output.status.success() {
+        bail!(
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+                .trim_end()
+                .replace('\n', "; ")
+        );
+    }
+    Ok(output.stdout)
+}
