@@ -45,6 +45,9 @@ prepare-kernel:
 vm:
 	@scripts/vm run --kernel $(KERNEL)
 
+test:
+	@scripts/$@
+
 help:
 	@echo  'The module, for the kernel that was built in KDIR:'
 	@echo  '  modules         - build vmgenid.ko (the default)'
@@ -55,8 +58,9 @@ help:
 	@echo  '  LLVM=1, CLIPPY=1, V=1 and the like: as for the kernel itself'
 	@echo  ''
 	@echo  'In a virtual machine; these build all that they need:'
+	@echo  '  test            - all tests'
 	@echo  '  vm              - a shell in a guest that has /dev/vmgenid'
 	@echo  '  prepare         - only build'
 	@echo  '  KERNEL=NAME     - of vm, prepare: tests/kernel/NAME.config [$(KERNEL)]'
 
-.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm help
+.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm test help

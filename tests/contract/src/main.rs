@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What the tests run in the guest: the promises of `/dev/vmgenid`, one test
+//! each, and the programs that a restore happens to.
+
+mod cost;
+mod promises;
+mod spin;
+mod sys;
+
+use anyhow::Context;
+use clap::Parser;
+use std::process::ExitCode;
+
+/// The device node under test.
+const NODE: &str = "/dev/vmgenid";
+
+#[derive(Parser)]
+#[command(about = "Tests of /dev/vmgenid, to be run in a guest")]
+enum Program {
+    /// Print the counter, by read and by mapping
+    Counter,
+    /// Print the counter by mapping alone, without the barrier
+    Peek,
+    /// List the promises
+    List,
+    /// Test one promise
+    Promise { name: String },
+    /// Spin on the mapped counter, and write down what happens when it changes
+    Spin(spin::Args),
+    /// Read the counter in many threads, until killed
+    Readers {
+        #[arg(long, default_value_t = 8)]
+        threads: usize,
+    },
+    /// Measure calls; in guest instructions under -icount
+    Cost,
+    /// Map the counter's page and dump core
+    #[command(hide = true)]
+    Crash,
+}
+
+fn main() -> ExitCode {
+    let result = match Program::parse() {
+        Program::Counter => counter(),
+        Program::Peek => peek(),
+        Program::List => {
+            for (name, _) in promises::ALL {
+                println!("{name}");
+            }
+            Ok(())
+        }
+        Program::Promise { name } => promises::run(&name),
+        Program::Spin(args) => spin::run(args),
+        Program::Readers { threads } => spin::readers(threads),
+        Program::Cost => cost::run(),
+        Program::Crash => promises::crash(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            println!("{err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn counter() -> anyhow::Result<()> {
+    let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
+    let mapped = sys::Map::readonly(&file).context("mmap")?;
+    let read = sys::read(&file).context("read")?;
+    println!("read {read}, mapped {}", mapped.load(0));
+    Ok(())
+}
+
+fn peek() -> anyhow::Result<()> {
+    let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
+    println!(
+        "mapped {}",
+        sys::Map::readonly(&file).context("mmap")?.load(0)
+    );
+    Ok(())
+}

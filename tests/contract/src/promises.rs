@@ -1,0 +1,582 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The promises of `Documentation/vmgenid.rst`, one test each. Each can be run
+//! alone, in any order, in a guest that goes on living; the machine's counter
+//! does not change meanwhile.
+
+use crate::{
+    NODE,
+    sys::{self, Map, page},
+};
+use anyhow::{Context, anyhow, bail, ensure};
+use object::{Object, ObjectSegment};
+use rustix::{
+    fd::OwnedFd,
+    fs::{FileType, OFlags, SeekFrom},
+    io::{Errno, IoSliceMut},
+    mm::{MapFlags, MprotectFlags, ProtFlags},
+    process::{Resource, Rlimit, setrlimit},
+};
+use std::{
+    fmt::Debug,
+    fs,
+    io::Write,
+    os::unix::process::{CommandExt, ExitStatusExt},
+    process::{Command, Stdio},
+};
+
+type Promise = fn() -> anyhow::Result<()>;
+
+macro_rules! promises {
+    ($($name:ident)*) => {
+        pub const ALL: &[(&str, Promise)] = &[$((stringify!($name), $name)),*];
+    };
+}
+
+promises! {
+    the_node_is_a_misc_device_that_everybody_can_read
+    read_returns_the_counter_again_and_again
+    readv_returns_the_counter_in_any_split
+    a_read_of_0_bytes_returns_0
+    a_read_of_any_other_count_is_einval
+    pread_at_0_reads_and_elsewhere_is_einval
+    a_bad_buffer_is_efault
+    lseek_answers_0
+    mmap_shows_the_counter_and_zeros
+    mmap_elsewhere_or_of_more_pages_is_einval
+    mmap_to_write_or_execute_is_refused
+    mprotect_to_write_or_execute_is_eacces
+    mremap_to_grow_is_efault
+    the_page_is_left_out_of_core_dumps
+    fork_inherits_the_page
+    write_is_refused
+    ioctl_is_enotty
+    the_module_stays_while_a_file_or_mapping_is_open
+    an_unbound_device_answers_enodev
+}
+
+pub fn run(name: &str) -> anyhow::Result<()> {
+    let (_, promise) = ALL
+        .iter()
+        .find(|(each, _)| *each == name)
+        .with_context(|| format!("no such promise: {name}"))?;
+    promise()
+}
+
+fn open() -> anyhow::Result<OwnedFd> {
+    sys::open(NODE).with_context(|| format!("open {NODE}"))
+}
+
+fn same<T: PartialEq + Debug>(what: &str, got: T, expected: T) -> anyhow::Result<()> {
+    ensure!(
+        got == expected,
+        "{what}: expected {expected:?}, got {got:?}"
+    );
+    Ok(())
+}
+
+fn fails<T: Debug>(what: &str, got: rustix::io::Result<T>, expected: Errno) -> anyhow::Result<()> {
+    match got {
+        Err(errno) if errno == expected => Ok(()),
+        got => bail!("{what}: expected {expected:?}, got {got:?}"),
+    }
+}
+
+/// The counter by two ways that have to agree.
+fn counter(file: &OwnedFd) -> anyhow::Result<u32> {
+    let read = sys::read(file).context("read")?;
+    same("the mapped counter", Map::readonly(file)?.load(0), read)?;
+    Ok(read)
+}
+
+fn the_node_is_a_misc_device_that_everybody_can_read() -> anyhow::Result<()> {
+    let stat = rustix::fs::stat(NODE)?;
+    same(
+        "type",
+        FileType::from_raw_mode(stat.st_mode),
+        FileType::CharacterDevice,
+    )?;
+    same("mode", stat.st_mode & 0o7777, 0o444)?;
+    same("major number", rustix::fs::major(stat.st_rdev), 10)?;
+    let minor = rustix::fs::minor(stat.st_rdev).to_string();
+    let misc = fs::read_to_string("/proc/misc")?;
+    ensure!(
+        misc.lines()
+            .any(|line| line.split_whitespace().eq([minor.as_str(), "vmgenid"])),
+        "/proc/misc does not have {minor} vmgenid:\n{misc}"
+    );
+
+    let nobody = Command::new("/proc/self/exe")
+        .arg("counter")
+        .uid(65534)
+        .gid(65534)
+        .output()?;
+    let expected = counter(&open()?)?;
+    same(
+        "what an ordinary user sees",
+        String::from_utf8_lossy(&nobody.stdout).trim(),
+        &format!("read {expected}, mapped {expected}"),
+    )
+}
+
+fn read_returns_the_counter_again_and_again() -> anyhow::Result<()> {
+    let file = open()?;
+    let expected = counter(&file)?;
+    for _ in 0..100 {
+        same("read", sys::read(&file)?, expected)?;
+    }
+    same("file position", rustix::fs::tell(&file)?, 0)?;
+    ensure!(
+        expected != 0,
+        "the guest was started with a counter of 0, which shows nothing"
+    );
+    Ok(())
+}
+
+fn readv_returns_the_counter_in_any_split() -> anyhow::Result<()> {
+    let file = open()?;
+    let expected = counter(&file)?;
+    for split in [
+        &[4][..],
+        &[1, 3],
+        &[2, 2],
+        &[3, 1],
+        &[1, 1, 1, 1],
+        &[0, 4],
+        &[2, 0, 2],
+        &[4, 0],
+    ] {
+        let mut parts: Vec<Vec<u8>> = split.iter().map(|&len| vec![0; len]).collect();
+        let mut slices: Vec<_> = parts.iter_mut().map(|part| IoSliceMut::new(part)).collect();
+        let len =
+            rustix::io::readv(&file, &mut slices).with_context(|| format!("readv of {split:?}"))?;
+        same("readv", len, 4)?;
+        let bytes = <[u8; 4]>::try_from(parts.concat()).map_err(|_| anyhow!("not 4 bytes"))?;
+        same(
+            &format!("readv of {split:?}"),
+            u32::from_ne_bytes(bytes),
+            expected,
+        )?;
+        same("file position", rustix::fs::tell(&file)?, 0)?;
+    }
+    for split in [&[1, 2][..], &[2, 3], &[4, 4], &[0, 3]] {
+        let mut parts: Vec<Vec<u8>> = split.iter().map(|&len| vec![0; len]).collect();
+        let mut slices: Vec<_> = parts.iter_mut().map(|part| IoSliceMut::new(part)).collect();
+        fails(
+            &format!("readv of {split:?}"),
+            rustix::io::readv(&file, &mut slices),
+            Errno::INVAL,
+        )?;
+    }
+    Ok(())
+}
+
+fn a_read_of_0_bytes_returns_0() -> anyhow::Result<()> {
+    let file = open()?;
+    same("read", rustix::io::read(&file, &mut [0; 0])?, 0)?;
+    same("readv", rustix::io::readv(&file, &mut [])?, 0)?;
+    same("pread", rustix::io::pread(&file, &mut [0; 0], 0)?, 0)
+}
+
+fn a_read_of_any_other_count_is_einval() -> anyhow::Result<()> {
+    let file = open()?;
+    let buffer = Map::anonymous(2 * page())?;
+    for len in [1, 2, 3, 5, 6, 7, 8, 16, 4095, 4096, 2 * page()] {
+        let what = format!("read of {len}");
+        fails(
+            &what,
+            sys::read_at_address(&file, buffer.address(), len),
+            Errno::INVAL,
+        )?;
+        // The count is looked at first: a buffer that nobody has makes no difference.
+        fails(
+            &what,
+            sys::read_at_address(&file, page(), len),
+            Errno::INVAL,
+        )?;
+    }
+    Ok(())
+}
+
+fn pread_at_0_reads_and_elsewhere_is_einval() -> anyhow::Result<()> {
+    let file = open()?;
+    let expected = counter(&file)?;
+    let mut bytes = [0; 4];
+    same("pread at 0", rustix::io::pread(&file, &mut bytes, 0)?, 4)?;
+    same("pread at 0", u32::from_ne_bytes(bytes), expected)?;
+    let mut bytes = [0; 4];
+    same(
+        "preadv at 0",
+        rustix::io::preadv(&file, &mut [IoSliceMut::new(&mut bytes)], 0)?,
+        4,
+    )?;
+    same("preadv at 0", u32::from_ne_bytes(bytes), expected)?;
+    for offset in [1, 4, 4096, i64::MAX as u64] {
+        let what = format!("pread at {offset}");
+        fails(
+            &what,
+            rustix::io::pread(&file, &mut bytes, offset),
+            Errno::INVAL,
+        )?;
+        let what = format!("preadv at {offset}");
+        let slices = &mut [IoSliceMut::new(&mut bytes)];
+        fails(
+            &what,
+            rustix::io::preadv(&file, slices, offset),
+            Errno::INVAL,
+        )?;
+    }
+    same("file position", rustix::fs::tell(&file)?, 0)
+}
+
+fn a_bad_buffer_is_efault() -> anyhow::Result<()> {
+    let file = open()?;
+    let pages = Map::anonymous(2 * page())?;
+    pages.protect(page(), MprotectFlags::empty())?;
+    let end = pages.address() + page();
+
+    for (what, address) in [
+        ("null", 0),
+        ("unmapped", page()),
+        ("protected", end),
+        ("the kernel's", usize::MAX - 4095),
+        ("half way bad", end - 2),
+        ("the counter's own page", Map::readonly(&file)?.address()),
+    ] {
+        fails(
+            &format!("read: {what}"),
+            sys::read_at_address(&file, address, 4),
+            Errno::FAULT,
+        )?;
+    }
+    fails(
+        "readv: bad",
+        sys::readv_at_addresses(&file, &[(end, 4)]),
+        Errno::FAULT,
+    )?;
+    fails(
+        "readv: half way bad",
+        sys::readv_at_addresses(&file, &[(end - 2, 4)]),
+        Errno::FAULT,
+    )?;
+    fails(
+        "readv: second bad",
+        sys::readv_at_addresses(&file, &[(end - 2, 2), (end, 2)]),
+        Errno::FAULT,
+    )?;
+
+    // Nothing has happened to the file.
+    counter(&file).map(drop)
+}
+
+fn lseek_answers_0() -> anyhow::Result<()> {
+    let file = open()?;
+    for to in [
+        SeekFrom::Start(0),
+        SeekFrom::Start(4),
+        SeekFrom::Current(100),
+        SeekFrom::End(0),
+    ] {
+        same(&format!("lseek to {to:?}"), rustix::fs::seek(&file, to)?, 0)?;
+        counter(&file)?;
+    }
+    Ok(())
+}
+
+fn mmap_shows_the_counter_and_zeros() -> anyhow::Result<()> {
+    let file = open()?;
+    let expected = sys::read(&file)?;
+    for flags in [
+        MapFlags::SHARED,
+        MapFlags::PRIVATE,
+        MapFlags::SHARED | MapFlags::POPULATE,
+    ] {
+        // A length is rounded up to whole pages by the kernel.
+        for len in [1, 4, page()] {
+            let map = Map::of(&file, len, ProtFlags::READ, flags, 0)?;
+            same("the mapped counter", u32::from_le(map.load(0)), expected)?;
+        }
+        let map = Map::of(&file, page(), ProtFlags::READ, flags, 0)?;
+        for word in 1..page() / 4 {
+            same(&format!("word {word} of the page"), map.load(word), 0)?;
+        }
+    }
+
+    // A mapping needs no file.
+    let map = Map::readonly(&file)?;
+    drop(file);
+    same(
+        "the counter, mapped, when the file is closed",
+        map.load(0),
+        expected,
+    )
+}
+
+fn mmap_elsewhere_or_of_more_pages_is_einval() -> anyhow::Result<()> {
+    let file = open()?;
+    let (page, read, write) = (page(), ProtFlags::READ, ProtFlags::WRITE);
+    for flags in [MapFlags::SHARED, MapFlags::PRIVATE] {
+        for (len, offset) in [
+            (page, page),
+            (page, 16 * page),
+            (page + 1, 0),
+            (2 * page, 0),
+            (2 * page, page),
+        ] {
+            let what = format!("mmap of {len} bytes at {offset}");
+            let map = Map::of(&file, len, read, flags, offset as u64).map(|map| map.address());
+            fails(&what, map, Errno::INVAL)?;
+        }
+    }
+    // Whatever the protection; shared and writable, the kernel answers first.
+    for (len, offset) in [(page, page), (2 * page, 0)] {
+        for prot in [read | write, read | ProtFlags::EXEC] {
+            let what = format!("mmap of {len} bytes at {offset}, {prot:?}");
+            let map = Map::of(&file, len, prot, MapFlags::PRIVATE, offset as u64);
+            fails(&what, map.map(|map| map.address()), Errno::INVAL)?;
+        }
+    }
+    Ok(())
+}
+
+fn mmap_to_write_or_execute_is_refused() -> anyhow::Result<()> {
+    let (shared, private) = (MapFlags::SHARED, MapFlags::PRIVATE);
+    let (read, write, exec) = (ProtFlags::READ, ProtFlags::WRITE, ProtFlags::EXEC);
+    let reader = open()?;
+    let writer = sys::open_as(NODE, OFlags::RDWR).context("open as root, to write")?;
+    for (what, file, flags, prot, expected) in [
+        (
+            "write, private",
+            &reader,
+            private,
+            read | write,
+            Errno::PERM,
+        ),
+        ("write only, private", &reader, private, write, Errno::PERM),
+        (
+            "execute, private",
+            &reader,
+            private,
+            read | exec,
+            Errno::PERM,
+        ),
+        ("execute, shared", &reader, shared, read | exec, Errno::PERM),
+        (
+            "write, shared, file read-only",
+            &reader,
+            shared,
+            read | write,
+            Errno::ACCESS,
+        ),
+        (
+            "write, shared, file writable",
+            &writer,
+            shared,
+            read | write,
+            Errno::PERM,
+        ),
+        (
+            "write, private, file writable",
+            &writer,
+            private,
+            read | write,
+            Errno::PERM,
+        ),
+        (
+            "execute, shared, file writable",
+            &writer,
+            shared,
+            read | exec,
+            Errno::PERM,
+        ),
+    ] {
+        let map = Map::of(file, page(), prot, flags, 0);
+        fails(
+            &format!("mmap: {what}"),
+            map.map(|map| map.address()),
+            expected,
+        )?;
+    }
+    same(
+        "through a writable file",
+        Map::readonly(&writer)?.load(0),
+        sys::read(&reader)?,
+    )
+}
+
+fn mprotect_to_write_or_execute_is_eacces() -> anyhow::Result<()> {
+    let reader = open()?;
+    let writer = sys::open_as(NODE, OFlags::RDWR).context("open as root, to write")?;
+    for file in [&reader, &writer] {
+        for flags in [MapFlags::SHARED, MapFlags::PRIVATE] {
+            let map = Map::of(file, page(), ProtFlags::READ, flags, 0)?;
+            let read = MprotectFlags::READ;
+            for prot in [
+                read | MprotectFlags::WRITE,
+                MprotectFlags::WRITE,
+                read | MprotectFlags::EXEC,
+            ] {
+                fails(
+                    &format!("mprotect to {prot:?}"),
+                    map.protect(0, prot),
+                    Errno::ACCESS,
+                )?;
+            }
+            map.protect(0, MprotectFlags::empty())
+                .context("mprotect to nothing")?;
+            map.protect(0, read).context("mprotect back to read")?;
+            same("the mapped counter", map.load(0), sys::read(file)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn mremap_to_grow_is_efault() -> anyhow::Result<()> {
+    let file = open()?;
+    let mut map = Map::readonly(&file)?;
+    fails("mremap to two pages", map.grow(2 * page()), Errno::FAULT)?;
+    same("the mapped counter", map.load(0), sys::read(&file)?)
+}
+
+/// Maps the page and an ordinary file, each shared and private, says where, and
+/// dies.
+pub fn crash() -> anyhow::Result<()> {
+    let limit = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    setrlimit(Resource::Core, limit).context("setrlimit")?;
+    // All that a core can have: what is left out now is left out for good.
+    fs::write("/proc/self/coredump_filter", "0x1ff").context("coredump_filter")?;
+    let ordinary = "/tmp/ordinary";
+    fs::write(ordinary, vec![1; page()])?;
+    let ordinary = sys::open(ordinary)?;
+    let mut maps = Vec::new();
+    for file in [&ordinary, &open()?] {
+        for flags in [MapFlags::SHARED, MapFlags::PRIVATE] {
+            let map = Map::of(file, page(), ProtFlags::READ, flags, 0)?;
+            map.load(0);
+            println!("{}", map.address());
+            maps.push(map);
+        }
+    }
+    std::io::stdout().flush()?;
+    std::process::abort();
+}
+
+fn the_page_is_left_out_of_core_dumps() -> anyhow::Result<()> {
+    fs::write("/proc/sys/kernel/core_pattern", "/tmp/core.%p").context("core_pattern")?;
+    let child = Command::new("/proc/self/exe")
+        .arg("crash")
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let path = format!("/tmp/core.{}", child.id());
+    let output = child.wait_with_output()?;
+    let text = String::from_utf8(output.stdout)?;
+    ensure!(
+        output.status.core_dumped(),
+        "no core, but {}: {text}",
+        output.status
+    );
+    let addresses: Vec<u64> = text
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    let &[ordinary_shared, ordinary_private, shared, private] = &addresses[..] else {
+        bail!("four addresses, not {text}");
+    };
+
+    let data = fs::read(&path).with_context(|| format!("read {path}"))?;
+    fs::remove_file(&path)?;
+    let core = object::File::parse(&*data).context("parse the core")?;
+    let in_core = |address: u64| -> u64 {
+        let mut segments = core.segments();
+        let segment =
+            segments.find(|at| (at.address()..at.address() + at.size()).contains(&address));
+        segment.map_or(0, |segment| segment.file_range().1)
+    };
+    for address in [ordinary_shared, ordinary_private] {
+        ensure!(
+            in_core(address) > 0,
+            "the core does not even have an ordinary file's page"
+        );
+    }
+    for address in [shared, private] {
+        same(
+            "bytes of the counter's page in the core",
+            in_core(address),
+            0,
+        )?;
+    }
+    Ok(())
+}
+
+fn fork_inherits_the_page() -> anyhow::Result<()> {
+    let file = open()?;
+    let expected = sys::read(&file)?;
+    let map = Map::readonly(&file)?;
+    ensure!(
+        sys::forked(|| map.load(0) == expected && sys::read(&file) == Ok(expected))?,
+        "the child does not see {expected}"
+    );
+    Ok(())
+}
+
+fn write_is_refused() -> anyhow::Result<()> {
+    fails(
+        "write, file read-only",
+        rustix::io::write(&open()?, &[0; 4]),
+        Errno::BADF,
+    )?;
+    for flags in [OFlags::WRONLY, OFlags::RDWR] {
+        let file = sys::open_as(NODE, flags).context("open as root, to write")?;
+        fails(
+            "write, as root",
+            rustix::io::write(&file, &[0; 4]),
+            Errno::INVAL,
+        )?;
+    }
+    counter(&open()?).map(drop)
+}
+
+fn ioctl_is_enotty() -> anyhow::Result<()> {
+    fails("ioctl", sys::unknown_ioctl(&open()?), Errno::NOTTY)
+}
+
+fn the_module_stays_while_a_file_or_mapping_is_open() -> anyhow::Result<()> {
+    let remove = || rustix::system::delete_module(c"vmgenid", libc::O_NONBLOCK);
+    let file = open()?;
+    fails("rmmod with an open file", remove(), Errno::AGAIN)?;
+    let map = Map::readonly(&file)?;
+    drop(file);
+    fails("rmmod with a mapping", remove(), Errno::AGAIN)?;
+    drop(map);
+    remove().context("rmmod when nobody uses it")?;
+    fails("open without the module", sys::open(NODE), Errno::NOENT)?;
+
+    let status = Command::new("insmod").arg("/vmgenid.ko").status()?;
+    ensure!(status.success(), "insmod: {status}");
+    counter(&open()?).map(drop)
+}
+
+fn an_unbound_device_answers_enodev() -> anyhow::Result<()> {
+    let driver = "/sys/bus/platform/drivers/vmgenid";
+    let device = fs::read_dir(driver)?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .find(|name| name.contains(':'))
+        .context("no device is bound")?;
+    let file = open()?;
+    let map = Map::readonly(&file)?;
+    let expected = counter(&file)?;
+
+    fs::write(format!("{driver}/unbind"), &device).context("unbind")?;
+    fails("read", sys::read(&file), Errno::NODEV)?;
+    let again = Map::readonly(&file).map(|map| map.address());
+    fails("mmap", again, Errno::NODEV)?;
+    fails("open", sys::open(NODE), Errno::NOENT)?;
+    same("the mapped counter", map.load(0), expected)?;
+
+    fs::write(format!("{driver}/bind"), &device).context("bind")?;
+    same("the counter of the new node", counter(&open()?)?, expected)?;
+    fails("read of the old file", sys::read(&file), Errno::NODEV)
+}

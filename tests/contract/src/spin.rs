@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Programs that are running when the machine is restored.
+
+use crate::{NODE, sys};
+use anyhow::{Context, ensure};
+use rustix::rand::GetRandomFlags;
+use std::{fs, hint::spin_loop, io::Write, thread};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Where to write one line for the start, and one for each change
+    #[arg(long)]
+    out: std::path::PathBuf,
+    /// Do without the barrier, to see what it is for
+    #[arg(long)]
+    no_barrier: bool,
+}
+
+/// Spins on the mapped counter; a change is answered as a library should: read
+/// the device, then draw from the kernel.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
+    let map = sys::Map::readonly(&file).context("mmap")?;
+    let mut last = sys::read(&file).context("read")?;
+
+    // Opened before the restore: afterwards there is no time for that.
+    let mut out = fs::File::create(&args.out).with_context(|| format!("create {:?}", args.out))?;
+    writeln!(out, "spinning on {last}")?;
+
+    loop {
+        let mut looks = 0u64;
+        let seen = loop {
+            let seen = map.load(0);
+            looks += 1;
+            if seen != last {
+                break seen;
+            }
+            spin_loop();
+        };
+        let read = if args.no_barrier {
+            None
+        } else {
+            Some(sys::read(&file).context("read")?)
+        };
+        let random = random()?;
+
+        let read = read.map_or("-".to_string(), |value| value.to_string());
+        writeln!(
+            out,
+            "from {last}: mapped {seen}, read {read}, random {random}, looks {looks}"
+        )?;
+        last = seen;
+    }
+}
+
+/// 32 bytes from the kernel, in hexadecimal.
+fn random() -> anyhow::Result<String> {
+    let mut bytes = [0; 32];
+    let len = rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty()).context("getrandom")?;
+    ensure!(len == bytes.len(), "getrandom returned {len} bytes");
+    Ok(bytes
+        .iter()
+        .fold(String::new(), |hex, byte| hex + &format!("{byte:02x}")))
+}
+
+/// Many threads that read without end, while the counter grows. What `read`
+/// returns lies between what the mapping shows before and after.
+pub fn readers(threads: usize) -> anyhow::Result<()> {
+    let reader = || -> anyhow::Result<()> {
+        let file = sys::open(NODE)?;
+        let map = sys::Map::readonly(&file)?;
+        loop {
+            let before = map.load(0);
+            let read = sys::read(&file)?;
+            let after = map.load(0);
+            ensure!(
+                before <= read && read <= after,
+                "read {read} between {before} and {after}"
+            );
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                if let Err(err) = reader() {
+                    println!("{err:#}");
+                    std::process::exit(1);
+                }
+            });
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The system calls that the tests make in ways no sane program would. All
+//! `unsafe` of this crate is here.
+#![expect(unsafe_code, reason = "bad pointers and mappings are the subject")]
+
+use rustix::{
+    fs::{Mode, OFlags},
+    io::{Errno, Result},
+    mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags},
+};
+use std::{
+    ffi::c_void,
+    os::fd::{AsRawFd, OwnedFd},
+    ptr,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+pub fn open(path: &str) -> Result<OwnedFd> {
+    open_as(path, OFlags::RDONLY)
+}
+
+pub fn open_as(path: &str, flags: OFlags) -> Result<OwnedFd> {
+    rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Reads the counter: the barrier.
+pub fn read(file: &OwnedFd) -> Result<u32> {
+    let mut bytes = [0; 4];
+    match rustix::io::read(file, &mut bytes)? {
+        4 => Ok(u32::from_ne_bytes(bytes)),
+        _ => Err(Errno::IO),
+    }
+}
+
+/// A mapping of a file, or of nothing.
+pub struct Map {
+    at: *mut c_void,
+    len: usize,
+}
+
+impl Map {
+    /// Maps the counter's page as a library does.
+    pub fn readonly(file: &OwnedFd) -> Result<Self> {
+        Self::of(file, page(), ProtFlags::READ, MapFlags::SHARED, 0)
+    }
+
+    pub fn of(
+        file: &OwnedFd,
+        len: usize,
+        prot: ProtFlags,
+        flags: MapFlags,
+        offset: u64,
+    ) -> Result<Self> {
+        // SAFETY: A new mapping at an address of the kernel's choice harms nobody.
+        let at = unsafe { rustix::mm::mmap(ptr::null_mut(), len, prot, flags, file, offset) }?;
+        // The kernel maps whole pages.
+        let len = len.next_multiple_of(page());
+        Ok(Self { at, len })
+    }
+
+    /// Anonymous memory, readable and writable.
+    pub fn anonymous(len: usize) -> Result<Self> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: As above.
+        let at =
+            unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len, prot, MapFlags::PRIVATE) }?;
+        Ok(Self { at, len })
+    }
+
+    pub fn address(&self) -> usize {
+        self.at as usize
+    }
+
+    /// A word, which somebody else may write to at any time.
+    #[inline(always)]
+    pub fn word(&self, n: usize) -> &AtomicU32 {
+        assert!(n < self.len / 4);
+        // SAFETY: In bounds and aligned; the mapping lives as long as `self`. Whether it may be
+        // read is up to the caller's protection; if not, the program dies, no more.
+        unsafe { &*self.at.cast::<AtomicU32>().add(n) }
+    }
+
+    /// Loads a word.
+    #[inline(always)]
+    pub fn load(&self, n: usize) -> u32 {
+        self.word(n).load(Ordering::Relaxed)
+    }
+
+    /// Changes the protection of the part that begins at `from`.
+    pub fn protect(&self, from: usize, prot: MprotectFlags) -> Result<()> {
+        assert!(from < self.len);
+        // SAFETY: The range is ours.
+        unsafe { rustix::mm::mprotect(self.at.byte_add(from), self.len - from, prot) }
+    }
+
+    /// Grows the mapping to `len`; it may move.
+    pub fn grow(&mut self, len: usize) -> Result<()> {
+        // SAFETY: The range is ours, and nobody has a reference to it.
+        self.at = unsafe { rustix::mm::mremap(self.at, self.len, len, MremapFlags::MAYMOVE) }?;
+        self.len = len;
+        Ok(())
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: The range is ours.
+        let _ = unsafe { rustix::mm::munmap(self.at, self.len) };
+    }
+}
+
+pub fn page() -> usize {
+    rustix::param::page_size()
+}
+
+fn answer(result: isize) -> Result<usize> {
+    usize::try_from(result).map_err(|_| {
+        let err = std::io::Error::last_os_error();
+        Errno::from_io_error(&err).unwrap_or(Errno::IO)
+    })
+}
+
+/// `read(2)` to any address.
+pub fn read_at_address(file: &OwnedFd, address: usize, len: usize) -> Result<usize> {
+    // SAFETY: Tests pass addresses that are not mapped, or are their own; the kernel checks them.
+    answer(unsafe { libc::read(file.as_raw_fd(), address as *mut c_void, len) })
+}
+
+/// `readv(2)` to any addresses, as (address, length).
+pub fn readv_at_addresses(file: &OwnedFd, parts: &[(usize, usize)]) -> Result<usize> {
+    let parts: Vec<_> = parts
+        .iter()
+        .map(|&(address, iov_len)| libc::iovec {
+            iov_base: address as *mut c_void,
+            iov_len,
+        })
+        .collect();
+    // SAFETY: As in `read_at_address`.
+    answer(unsafe { libc::readv(file.as_raw_fd(), parts.as_ptr(), parts.len() as i32) })
+}
+
+/// `ioctl(2)` with a number that nobody has.
+pub fn unknown_ioctl(file: &OwnedFd) -> Result<()> {
+    // SAFETY: The argument is not a pointer that a driver could follow.
+    answer(unsafe { libc::ioctl(file.as_raw_fd(), 0x7fff_0000, 0) } as isize).map(drop)
+}
+
+/// Runs `child` in a forked process and returns whether it said yes.
+pub fn forked(child: impl FnOnce() -> bool) -> Result<bool> {
+    // SAFETY: The program has one thread when it forks.
+    match answer(unsafe { libc::fork() } as isize)? {
+        0 => {
+            let ok = child();
+            // SAFETY: Ends the process without running what the parent will run.
+            unsafe { libc::_exit(if ok { 0 } else { 1 }) }
+        }
+        pid => {
+            let mut status = 0;
+            // SAFETY: `status` is valid for writing.
+            answer(unsafe { libc::waitpid(pid as i32, &mut status, 0) } as isize)?;
+            Ok(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0)
+        }
+    }
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What the tests share: where things are, and how they look at a guest.
+
+use anyhow::{Context as _, Result, ensure};
+use std::{
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+use vm::{Add, Host, Options, Vm};
+
+pub struct Context {
+    pub host: Host,
+    /// The checkout.
+    pub top: PathBuf,
+}
+
+impl Context {
+    pub fn new() -> Result<Self> {
+        let top =
+            std::env::var_os("VMGENID_TOP").context("use scripts/test, which sets things up")?;
+        Ok(Self {
+            host: Host::from_env()?,
+            top: top.into(),
+        })
+    }
+
+    /// A program of ours on the host.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.top.join("out/bin").join(name)
+    }
+
+    /// Boots a guest that has the test programs.
+    pub fn boot(&self, mut options: Options) -> Result<Vm> {
+        let contract = Add {
+            host: self.program("contract"),
+            guest: "/bin/contract".into(),
+        };
+        options.add.push(contract);
+        Vm::boot(&self.host, options)
+    }
+}
+
+/// Options with a counter of this value.
+pub fn genctr(counter: u32) -> Options {
+    Options {
+        genctr: Some(counter),
+        ..Options::default()
+    }
+}
+
+/// Waits until `done` has a result. The bound is for what has gone wrong: it
+/// is no measurement.
+pub fn wait<T>(what: &str, mut done: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(result) = done()? {
+            return Ok(result);
+        }
+        ensure!(
+            start.elapsed() < Duration::from_secs(60),
+            "{what}: not within a minute"
+        );
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// How many times the kernel has said that it was reseeded because of us.
+pub fn reseeds(vm: &Vm) -> Result<usize> {
+    let count = vm.shell("dmesg | grep -c 'crng reseeded due to virtual machine fork' || true")?;
+    Ok(count.trim().parse()?)
+}
+
+/// Waits until the kernel's generator is initialized: before that it reseeds
+/// without a word.
+pub fn await_random(vm: &Vm) -> Result<()> {
+    vm.shell("head -c 1 /dev/random >/dev/null").map(drop)
+}
+
+/// What `contract counter` says: "read N, mapped N".
+pub fn counter(vm: &Vm) -> Result<String> {
+    Ok(vm.shell("contract counter")?.trim().into())
+}
+
+/// There must not be a node.
+pub fn no_node(vm: &Vm) -> Result<()> {
+    let there = vm.shell("ls -l /dev/vmgenid 2>/dev/null || true")?;
+    ensure!(there.is_empty(), "there is a node: {there}");
+    Ok(())
+}
+
+/// Nothing in the kernel's log may look like a bug.
+pub fn no_splat(vm: &Vm) -> Result<()> {
+    let bad = vm.shell("dmesg | grep -E 'BUG|WARNING|Oops|Call Trace|panicked' || true")?;
+    ensure!(bad.is_empty(), "the kernel's log has: {bad}");
+    Ok(())
+}

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Guests without a counter, under the hypervisors that people have.
+
+use crate::{
+    context::{Context, await_random, genctr, no_node, no_splat, reseeds, wait},
+    tests,
+};
+use anyhow::{Result, ensure};
+use vm::{Flavour, Options, Vm};
+
+tests! {
+    under_stock_qemu_the_driver_reseeds_and_has_no_node
+    without_a_counter_the_driver_reseeds_and_has_no_node
+    without_the_device_the_module_loads_and_waits
+    the_counter_needs_no_second_look
+}
+
+fn reseeds_without_a_node(context: &Context, options: Options) -> Result<()> {
+    let mut vm = context.boot(options)?;
+    await_random(&vm)?;
+    let bound = vm.shell("ls -d /sys/bus/platform/drivers/vmgenid/*:*")?;
+    ensure!(bound.lines().count() == 1, "bound devices: {bound}");
+    no_node(&vm)?;
+    // An absent CTRA is no news.
+    let said = vm.shell("dmesg | grep -i 'vmgenid.*CTRA' || true")?;
+    ensure!(said.is_empty(), "the driver says: {said}");
+
+    let snapshot = "s".parse()?;
+    vm.snapshot(&snapshot)?;
+    let clone = vm.clone_from(&snapshot, None, None)?;
+    wait("a reseed", || Ok((reseeds(&clone)? > 0).then_some(())))?;
+    ensure!(reseeds(&clone)? == 1, "more than one reseed");
+    ensure!(reseeds(&vm)? == 0, "the original reseeded, too");
+    no_node(&clone)?;
+    no_splat(&clone)
+}
+
+fn under_stock_qemu_the_driver_reseeds_and_has_no_node(context: &Context) -> Result<()> {
+    reseeds_without_a_node(
+        context,
+        Options {
+            qemu: Flavour::Stock,
+            ..Options::default()
+        },
+    )
+}
+
+fn without_a_counter_the_driver_reseeds_and_has_no_node(context: &Context) -> Result<()> {
+    reseeds_without_a_node(
+        context,
+        Options {
+            no_genctr: true,
+            ..Options::default()
+        },
+    )
+}
+
+fn without_the_device_the_module_loads_and_waits(context: &Context) -> Result<()> {
+    let vm = context.boot(Options {
+        no_device: true,
+        ..Options::default()
+    })?;
+    let modules = vm.shell("cat /proc/modules")?;
+    ensure!(modules.starts_with("vmgenid "), "modules: {modules}");
+    let bound = vm.shell("ls -d /sys/bus/platform/drivers/vmgenid; ls /dev/vmgenid || true")?;
+    ensure!(
+        bound.trim() == "/sys/bus/platform/drivers/vmgenid",
+        "there is: {bound}"
+    );
+    vm.shell("rmmod vmgenid && insmod /vmgenid.ko")?;
+    no_splat(&vm)
+}
+
+fn the_counter_needs_no_second_look(context: &Context) -> Result<()> {
+    // All values are values: also 0, and the largest.
+    for value in [0, u32::MAX] {
+        let vm: Vm = context.boot(genctr(value))?;
+        let said = vm.shell("contract counter")?;
+        ensure!(
+            said.trim() == format!("read {value}, mapped {value}"),
+            "{value}: {said}"
+        );
+    }
+    Ok(())
+}

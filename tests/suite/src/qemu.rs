@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The QEMU series: what it adds, and that it leaves alone who does not ask.
+
+use crate::{
+    context::{Context, await_random, counter, genctr, no_node, reseeds, wait},
+    tests,
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use std::{fs, process::Command};
+use vm::{Flavour, Options, Vm, qapi::qmp};
+
+tests! {
+    its_own_tests_pass
+    without_genctr_the_firmware_tables_are_those_of_stock_qemu
+    without_genctr_the_migration_stream_is_that_of_stock_qemu
+    genctr_set_at_run_time_comes_with_a_new_id
+    a_reset_guest_sees_the_new_counter
+    a_snapshot_with_a_counter_is_refused_without_genctr
+    a_snapshot_without_a_counter_is_left_alone
+    the_same_counter_is_warned_about
+}
+
+const GUID: &str = "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87";
+
+fn its_own_tests_pass(context: &Context) -> Result<()> {
+    let qemu = context.host.qemu_folder(Flavour::Genctr)?;
+    // In the build root, which has no /dev/kvm: these tests would take it.
+    let folder = tempfile::tempdir_in(context.top.join("out"))?;
+    // They make their boot disk below tests/.
+    fs::create_dir(folder.path().join("tests"))?;
+    let output = Command::new(context.top.join("scripts/buildroot"))
+        .args(["--", "env"])
+        .args(
+            [
+                ("QTEST_QEMU_BINARY", "qemu-system-x86_64"),
+                ("QTEST_QEMU_IMG", "qemu-img"),
+            ]
+            .map(|(name, program)| format!("{name}={}/bin/{program}", qemu.display())),
+        )
+        .arg(qemu.join("bin/vmgenid-test"))
+        .args(["--tap", "-k"])
+        .current_dir(folder.path())
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success() && said.contains("/vmgenid/"),
+        "{}: {said}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let passed = said.lines().filter(|line| line.starts_with("ok ")).count();
+    ensure!(
+        passed > 3,
+        "it ran {passed} tests, which is no more than stock QEMU has: {said}"
+    );
+    Ok(())
+}
+
+/// A guest of either QEMU, with the same device but for the random ID.
+fn flavours(context: &Context) -> Result<[Vm; 2]> {
+    let boot = |qemu| {
+        context.boot(Options {
+            qemu,
+            no_genctr: true,
+            ..Options::default()
+        })
+    };
+    Ok([boot(Flavour::Stock)?, boot(Flavour::Genctr)?])
+}
+
+fn without_genctr_the_firmware_tables_are_those_of_stock_qemu(context: &Context) -> Result<()> {
+    let [stock, ours] = flavours(context)?;
+    for (what, script) in [
+        (
+            "the ACPI tables",
+            "cd /sys/firmware/acpi/tables; md5sum SSDT* DSDT; od -An -v -tx1 SSDT*",
+        ),
+        (
+            "the fw_cfg files",
+            "cd /sys/firmware/qemu_fw_cfg/by_name; find -L . -name size | sort | xargs grep ''",
+        ),
+    ] {
+        let stock = stock.shell(script)?;
+        let ours = ours.shell(script)?;
+        ensure!(stock.len() > 100, "{what}: {stock}");
+        ensure!(stock == ours, "{what} differ: stock\n{stock}\nours\n{ours}");
+    }
+    let files = ours.shell("ls /sys/firmware/qemu_fw_cfg/by_name/etc")?;
+    ensure!(files.contains("vmgenid_guid"), "fw_cfg has: {files}");
+    ensure!(!files.contains("vmgenid_data"), "fw_cfg has: {files}");
+
+    // And the comparison can tell: with a counter they differ.
+    let with = context.boot(genctr(42))?;
+    let files = with.shell("ls /sys/firmware/qemu_fw_cfg/by_name/etc")?;
+    ensure!(
+        files.contains("vmgenid_data") && !files.contains("vmgenid_guid"),
+        "fw_cfg has: {files}"
+    );
+    let table = with.shell("cat /sys/firmware/acpi/tables/SSDT* | grep -c CTRA")?;
+    ensure!(table.trim() == "1", "no CTRA in the SSDT");
+    Ok(())
+}
+
+/// The migration stream of a machine that has not run yet, as QEMU writes it
+/// into a file: nothing in it but what the device models say.
+fn stream(context: &Context, flavour: Flavour, device: &str) -> Result<Vec<u8>> {
+    let options = Options {
+        no_device: true,
+        paused: true,
+        qemu: flavour,
+        qemu_arg: ["-device", device, "-rtc", "base=2026-01-01,clock=vm"]
+            .map(String::from)
+            .into(),
+        ..Options::default()
+    };
+    let vm = context.boot(options)?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("stream");
+    vm.migrate_to_file(&file)?;
+    fs::read(&file).with_context(|| format!("read {}", file.display()))
+}
+
+fn without_genctr_the_migration_stream_is_that_of_stock_qemu(context: &Context) -> Result<()> {
+    let device = format!("vmgenid,id=vmgenid,guid={GUID}");
+    let stock = stream(context, Flavour::Stock, &device)?;
+    let again = stream(context, Flavour::Stock, &device)?;
+    ensure!(
+        stock == again,
+        "two streams of stock QEMU differ: the comparison is void"
+    );
+    let ours = stream(context, Flavour::Genctr, &device)?;
+    ensure!(
+        stock.windows(7).any(|at| at == b"vmgenid"),
+        "the stream has no vmgenid at all"
+    );
+    ensure!(
+        stock == ours,
+        "the streams differ ({} and {} bytes)",
+        stock.len(),
+        ours.len()
+    );
+
+    let with = stream(context, Flavour::Genctr, &format!("{device},genctr=42"))?;
+    ensure!(with != ours, "a counter makes no difference to the stream");
+    Ok(())
+}
+
+fn id(vm: &Vm) -> Result<String> {
+    Ok(vm.qmp(&qmp::query_vm_generation_id {})?.guid)
+}
+
+fn genctr_set_at_run_time_comes_with_a_new_id(context: &Context) -> Result<()> {
+    let mut vm = context.boot(genctr(42))?;
+    await_random(&vm)?;
+    let first = id(&vm)?;
+    vm.set_genctr(43)?;
+    let second = id(&vm)?;
+    ensure!(first != second, "the ID is still {first}");
+    wait("a reseed", || Ok((reseeds(&vm)? > 0).then_some(())))?;
+    ensure!(counter(&vm)? == "read 43, mapped 43", "{}", counter(&vm)?);
+
+    // The same value again is no new generation.
+    let same = vm.qmp(&qmp::qom_set {
+        path: "/machine/peripheral/vmgenid".into(),
+        property: "genctr".into(),
+        value: 43.into(),
+    });
+    ensure!(same.is_err(), "QEMU took the same value again");
+    ensure!(id(&vm)? == second, "the refused value changed the ID");
+    Ok(())
+}
+
+fn a_reset_guest_sees_the_new_counter(context: &Context) -> Result<()> {
+    let mut vm = context.boot(genctr(42))?;
+    vm.set_genctr(43)?;
+    vm.reset()?;
+    ensure!(
+        counter(&vm)? == "read 43, mapped 43",
+        "after a reset: {}",
+        counter(&vm)?
+    );
+    // It is the page of the new boot that QEMU writes to from now on.
+    vm.set_genctr(44)?;
+    ensure!(
+        counter(&vm)? == "read 44, mapped 44",
+        "set after a reset: {}",
+        counter(&vm)?
+    );
+    // A clone that is reset keeps its own.
+    let snapshot = "s".parse()?;
+    vm.snapshot(&snapshot)?;
+    let mut clone = vm.clone_from(&snapshot, Some(45), None)?;
+    clone.reset()?;
+    ensure!(
+        counter(&clone)? == "read 45, mapped 45",
+        "a clone: {}",
+        counter(&clone)?
+    );
+    Ok(())
+}
+
+fn a_snapshot_with_a_counter_is_refused_without_genctr(context: &Context) -> Result<()> {
+    let mut vm = context.boot(genctr(42))?;
+    let snapshot = "s".parse()?;
+    vm.snapshot(&snapshot)?;
+    for qemu in [Flavour::Genctr, Flavour::Stock] {
+        let options = Options {
+            genctr: None,
+            no_genctr: true,
+            qemu,
+            ..vm.options()?
+        };
+        let Err(err) = vm.clone_unchecked(&snapshot, options, None) else {
+            bail!("{qemu:?} QEMU restored it");
+        };
+        let err = format!("{err:#}");
+        // Stock QEMU can only say that it does not know the subsection.
+        let expected = if qemu == Flavour::Genctr {
+            "genctr="
+        } else {
+            "vmgenid"
+        };
+        ensure!(err.contains(expected), "{qemu:?} QEMU says: {err}");
+    }
+    ensure!(
+        counter(&vm)? == "read 42, mapped 42",
+        "the original: {}",
+        counter(&vm)?
+    );
+    Ok(())
+}
+
+fn a_snapshot_without_a_counter_is_left_alone(context: &Context) -> Result<()> {
+    for qemu in [Flavour::Genctr, Flavour::Stock] {
+        let mut vm = context.boot(Options {
+            no_genctr: true,
+            qemu,
+            ..Options::default()
+        })?;
+        await_random(&vm)?;
+        let snapshot = "s".parse()?;
+        vm.snapshot(&snapshot)?;
+
+        let options = Options {
+            no_genctr: false,
+            genctr: Some(5),
+            qemu: Flavour::Genctr,
+            ..vm.options()?
+        };
+        let mut clone = vm.clone_unchecked(&snapshot, options, None)?;
+        let said = clone.messages();
+        ensure!(
+            said.contains("without a generation counter"),
+            "QEMU says: {said}"
+        );
+        wait("a reseed", || Ok((reseeds(&clone)? > 0).then_some(())))?;
+        no_node(&clone)?;
+
+        // Nor does it get one in the next snapshot, only by a reset.
+        let next = "t".parse()?;
+        clone.snapshot(&next)?;
+        let options = Options {
+            genctr: Some(6),
+            ..clone.options()?
+        };
+        let mut second = clone.clone_unchecked(&next, options, None)?;
+        ensure!(
+            second.messages().contains("without a generation counter"),
+            "in the second clone"
+        );
+        no_node(&second)?;
+        second.reset()?;
+        ensure!(
+            counter(&second)? == "read 6, mapped 6",
+            "after a reset: {}",
+            counter(&second)?
+        );
+    }
+    Ok(())
+}
+
+fn the_same_counter_is_warned_about(context: &Context) -> Result<()> {
+    let mut vm = context.boot(genctr(42))?;
+    let snapshot = "s".parse()?;
+    vm.snapshot(&snapshot)?;
+    let clone = vm.clone_unchecked(&snapshot, vm.options()?, None)?;
+    let said = clone.messages();
+    ensure!(said.matches("warning").count() == 1, "QEMU says: {said}");
+    ensure!(
+        said.contains("same generation counter"),
+        "QEMU says: {said}"
+    );
+    let other = vm.clone_from(&snapshot, Some(43), None)?;
+    ensure!(
+        other.messages().is_empty(),
+        "QEMU says: {}",
+        other.messages()
+    );
+    Ok(())
+}
