@@ -45,7 +45,7 @@ prepare-kernel:
 vm:
 	@scripts/vm run --kernel $(KERNEL)
 
-test:
+demo test:
 	@scripts/$@
 
 help:
@@ -58,9 +58,10 @@ help:
 	@echo  '  LLVM=1, CLIPPY=1, V=1 and the like: as for the kernel itself'
 	@echo  ''
 	@echo  'In a virtual machine; these build all that they need:'
+	@echo  '  demo            - restore a snapshot, see the counter change'
 	@echo  '  test            - all tests'
 	@echo  '  vm              - a shell in a guest that has /dev/vmgenid'
 	@echo  '  prepare         - only build'
 	@echo  '  KERNEL=NAME     - of vm, prepare: tests/kernel/NAME.config [$(KERNEL)]'
 
-.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm test help
+.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm demo test help
