@@ -45,7 +45,7 @@ prepare-kernel:
 vm:
 	@scripts/vm run --kernel $(KERNEL)
 
-demo test:
+demo test check:
 	@scripts/$@
 
 help:
@@ -60,8 +60,9 @@ help:
 	@echo  'In a virtual machine; these build all that they need:'
 	@echo  '  demo            - restore a snapshot, see the counter change'
 	@echo  '  test            - all tests'
+	@echo  '  check           - formatting, lints, checkpatch'
 	@echo  '  vm              - a shell in a guest that has /dev/vmgenid'
 	@echo  '  prepare         - only build'
 	@echo  '  KERNEL=NAME     - of vm, prepare: tests/kernel/NAME.config [$(KERNEL)]'
 
-.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm demo test help
+.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm demo test check help
