@@ -102,6 +102,11 @@ finish() {
 	mv -T "$1.tmp" "$1"
 }
 
+# Where cargo builds. Each checkout has a folder of its own: cargo tells packages
+# apart by their paths within the workspace, and what another checkout built
+# there later than our last change would count as ours.
+target=$cache/target-$(hash "$top")
+
 # inside COMMAND...: runs COMMAND in the build root, with the cache and the
 # checkout at the places where they are outside.
 inside() {
@@ -144,7 +149,7 @@ inside() {
 		--setenv LANG C.UTF-8 \
 		--setenv SSL_CERT_FILE /etc/ssl/certs/ca-certificates.crt \
 		--setenv CARGO_HOME "$cache/cargo" \
-		--setenv CARGO_TARGET_DIR "$cache/target" \
+		--setenv CARGO_TARGET_DIR "$target" \
 		--setenv CCACHE_DIR "$cache/ccache" \
 		--setenv CCACHE_BASEDIR "$cache" --setenv CCACHE_NOHASHDIR 1 \
 		--die-with-parent -- "$@"
