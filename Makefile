@@ -28,7 +28,7 @@ kdir-has-rust:
 
 # Everything that a virtual machine needs: a guest kernel, QEMU, the module for
 # that kernel, the programs. What is there already is not built again.
-KERNEL ?= tiny
+KERNEL ?= $(or $(VMGENID_KERNEL),tiny)
 
 prepare:
 	@scripts/buildroot
@@ -45,7 +45,15 @@ prepare-kernel:
 vm:
 	@scripts/vm run --kernel $(KERNEL)
 
-demo test check:
+test:
+	@VMGENID_KERNEL=$(KERNEL) scripts/test
+
+# The same tests where the kernel watches itself; see scripts/test.
+test-debug:
+	@VMGENID_KERNEL=debug scripts/test
+	@VMGENID_KERNEL=kcsan scripts/test
+
+demo check:
 	@scripts/$@
 
 help:
@@ -60,9 +68,10 @@ help:
 	@echo  'In a virtual machine; these build all that they need:'
 	@echo  '  demo            - restore a snapshot, see the counter change'
 	@echo  '  test            - all tests'
+	@echo  '  test-debug      - all tests under KASAN, lockdep, kmemleak, KCSAN, ...'
 	@echo  '  check           - formatting, lints, checkpatch'
 	@echo  '  vm              - a shell in a guest that has /dev/vmgenid'
 	@echo  '  prepare         - only build'
-	@echo  '  KERNEL=NAME     - of vm, prepare: tests/kernel/NAME.config [$(KERNEL)]'
+	@echo  '  KERNEL=NAME     - of vm, prepare, test: tests/kernel/NAME.config [$(KERNEL)]'
 
-.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm demo test check help
+.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm demo test test-debug check help

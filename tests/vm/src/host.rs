@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
+use crate::kernel;
 use crate::options::Flavour;
 use anyhow::Context;
 use anyhow::Result;
@@ -40,7 +41,7 @@ impl Host {
                 .with_context(|| {
                     format!("VMGENID_TIMEOUT is {seconds:?}: it has to be a number of seconds")
                 })?,
-            Err(_) => 120,
+            Err(_) => 120 * u64::from(kernel::needs(&kernel::default()).patience),
         };
         let host = Self {
             cache: std::path::absolute(cache)?,

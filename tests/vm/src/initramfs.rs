@@ -36,7 +36,7 @@ pub fn write(host: &Host, options: &Options, path: &Path) -> Result<()> {
     }
     archive.file("/bin/busybox", &host.busybox()?, Some(0o755))?;
     archive.file(GUEST, &host.guest()?, Some(0o755))?;
-    match host.module(options.kernel()) {
+    match host.module(&options.kernel()) {
         Ok(module) => archive.file(MODULE, &module, Some(0o644))?,
         Err(_) if options.no_module => {}
         Err(e) => return Err(anyhow!("{e}, or do without it: --no-module")),

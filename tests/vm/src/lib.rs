@@ -23,6 +23,7 @@ mod folder;
 mod host;
 mod initramfs;
 pub mod interrupt;
+pub mod kernel;
 mod lineage;
 mod name;
 mod options;

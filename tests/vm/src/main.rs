@@ -28,7 +28,7 @@ use vm::interrupt;
 )]
 struct Cli {
     /// How long the guest may say nothing before it counts as hung [default: 120,
-    /// or VMGENID_TIMEOUT of the environment]
+    /// more if VMGENID_KERNEL is a slow one, or VMGENID_TIMEOUT of the environment]
     #[arg(long, global = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
     #[command(subcommand)]

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
+use crate::kernel;
 use anyhow::Context;
 use anyhow::Error;
 use anyhow::Result;
@@ -26,7 +27,8 @@ pub struct Options {
     /// Do not load the module (it is in the guest, as /vmgenid.ko)
     #[arg(long)]
     pub no_module: bool,
-    /// The guest kernel, by the name of its configuration [default: tiny]
+    /// The guest kernel, by the name of its configuration [default: tiny, or
+    /// VMGENID_KERNEL of the environment]
     #[arg(long, value_name = "NAME")]
     pub kernel: Option<String>,
     /// More kernel parameters
@@ -35,13 +37,13 @@ pub struct Options {
     /// Put a file into the guest, at /BASENAME if no path is given
     #[arg(long, value_name = "HOSTFILE[:GUESTPATH]")]
     pub add: Vec<Add>,
-    /// How many CPUs [default: 1]
+    /// How many CPUs [default: 1; with the kernel kcsan 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=255))]
     pub smp: Option<u16>,
     /// The CPU model [default: qemu64]
     #[arg(long, value_name = "MODEL")]
     pub cpu: Option<String>,
-    /// Memory in MiB [default: 256]
+    /// Memory in MiB [default: 256; with the kernel debug 512]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..))]
     pub memory: Option<u32>,
     /// Guest time counts instructions: one nanosecond each, on one CPU
@@ -84,7 +86,7 @@ impl Options {
             "--qemu stock has no generation counter: leave out --genctr"
         );
         ensure!(
-            !self.icount || self.smp.unwrap_or(1) == 1,
+            !self.icount || self.smp() == 1,
             "--icount works with one CPU only: leave out --smp"
         );
         ensure!(
@@ -111,11 +113,30 @@ impl Options {
 
     /// In MiB.
     pub fn memory(&self) -> u32 {
-        self.memory.unwrap_or(256)
+        self.memory.unwrap_or(kernel::needs(&self.kernel()).memory)
     }
 
-    pub fn kernel(&self) -> &str {
-        self.kernel.as_deref().unwrap_or("tiny")
+    pub fn smp(&self) -> u16 {
+        match self.smp {
+            Some(smp) => smp,
+            None if self.icount => 1,
+            None => kernel::needs(&self.kernel()).smp,
+        }
+    }
+
+    pub fn kernel(&self) -> String {
+        self.kernel.clone().unwrap_or_else(kernel::default)
+    }
+
+    /// The same, with everything said that the environment decides: a snapshot
+    /// can be restored only into the same machine.
+    pub fn decided(self) -> Self {
+        Self {
+            memory: Some(self.memory()),
+            smp: Some(self.smp()),
+            kernel: Some(self.kernel()),
+            ..self
+        }
     }
 }
 
@@ -206,5 +227,29 @@ mod tests {
             }),
             None
         );
+    }
+
+    #[test]
+    fn what_is_not_said_is_what_the_kernel_needs() {
+        let options = |kernel: &str| Options {
+            kernel: Some(kernel.into()),
+            ..Options::default()
+        };
+        let machine = |options: Options| (options.memory(), options.smp());
+        assert_eq!(machine(options("tiny")), (256, 1));
+        assert_eq!(machine(options("debug")), (512, 1));
+        assert_eq!(machine(options("kcsan")), (256, 2));
+        let icount = Options {
+            icount: true,
+            ..options("kcsan")
+        };
+        assert!(icount.check().is_ok());
+        assert_eq!(machine(icount), (256, 1));
+        let said = Options {
+            smp: Some(4),
+            memory: Some(100),
+            ..options("debug")
+        };
+        assert_eq!(machine(said), (100, 4));
     }
 }

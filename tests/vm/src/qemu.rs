@@ -74,7 +74,7 @@ fn arguments(options: &Options, name: &str, loadvm: Option<&Name>) -> Vec<String
         .into(),
     );
     add("-cpu", options.cpu.clone().unwrap_or("qemu64".into()));
-    add("-smp", options.smp.unwrap_or(1).to_string());
+    add("-smp", options.smp().to_string());
     add("-m", options.memory().to_string());
     add("-display", "none".into());
     if options.icount {

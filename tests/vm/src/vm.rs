@@ -99,10 +99,14 @@ impl Vm {
 
     fn create(host: &Host, name: Option<&Name>, options: Options) -> Result<Self> {
         options.check()?;
+        let options = options.decided();
         check_name(name)?;
         folder::all(&host.vms())?;
         let draft = Draft::new(&host.vms(), name)?;
-        link(&host.kernel(options.kernel())?, &draft.file(folder::KERNEL))?;
+        link(
+            &host.kernel(&options.kernel())?,
+            &draft.file(folder::KERNEL),
+        )?;
         initramfs::write(host, &options, &draft.file(folder::INITRAMFS))?;
         qemu::create_disk(host, &options, &draft.file(folder::DISK))?;
         let state = State {

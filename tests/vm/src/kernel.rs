@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The guest kernels, by the names of their configurations, and what each needs.
+
+use std::env;
+
+/// What a guest needs to work as one with the tiny kernel does.
+pub struct Needs {
+    /// In MiB.
+    pub memory: u32,
+    pub smp: u16,
+    /// How many times as long as in the tiny kernel a thing may take before it
+    /// counts as hung. Generous: what it bounds has gone wrong.
+    pub patience: u32,
+}
+
+/// The kernel that is meant where nobody says which: VMGENID_KERNEL, or tiny.
+pub fn default() -> String {
+    let named = env::var("VMGENID_KERNEL").ok();
+    named
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "tiny".into())
+}
+
+/// What the kernel of that name needs.
+pub fn needs(name: &str) -> Needs {
+    match name {
+        // KASAN's shadow takes an eighth of the memory, and what is freed stays
+        // in quarantine.
+        "debug" => Needs {
+            memory: 512,
+            smp: 1,
+            patience: 5,
+        },
+        // A race takes two.
+        "kcsan" => Needs {
+            memory: 256,
+            smp: 2,
+            patience: 5,
+        },
+        _ => Needs {
+            memory: 256,
+            smp: 1,
+            patience: 1,
+        },
+    }
+}
