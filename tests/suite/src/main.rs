@@ -3,17 +3,20 @@
 //! The tests: each boots the machines it needs, or shares one, and looks at
 //! what the guest says.
 
+mod checkers;
 mod clones;
 mod context;
 mod guests;
 mod promises;
 mod qemu;
+mod reports;
 mod reseeds;
 mod tool;
 
+use anyhow::Result;
 use context::Context;
-use libtest_mimic::{Arguments, Trial};
-use std::{process::ExitCode, sync::Arc};
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let mut args = Arguments::from_args();
@@ -24,15 +27,8 @@ fn main() -> ExitCode {
     }
     // One test spends its time waiting for a guest to grow old.
     args.test_threads = args.test_threads.or(Some(3));
-    let context = match Context::new() {
-        Ok(context) => Arc::new(context),
-        Err(err) => {
-            eprintln!("suite: {err:#}");
-            return ExitCode::FAILURE;
-        }
-    };
-
-    let tests: [&[Test]; 5] = [
+    let tests: [&[Test]; 6] = [
+        checkers::TESTS,
         clones::TESTS,
         reseeds::TESTS,
         guests::TESTS,
@@ -41,11 +37,10 @@ fn main() -> ExitCode {
     ];
     let mut trials = Vec::new();
     for (name, test) in tests.into_iter().flatten() {
-        let context = context.clone();
         let name = name.trim_start_matches("suite::");
-        trials.push(Trial::test(name, move || Ok(test(&context)?)));
+        trials.push(Trial::test(name, move || run(*test).map_err(failed)));
     }
-    match promises::trials(&context) {
+    match promises::trials() {
         Ok(promises) => trials.extend(promises),
         Err(err) => {
             eprintln!("suite: {err:#}");
@@ -57,7 +52,18 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-type Test = (&'static str, fn(&Context) -> anyhow::Result<()>);
+/// Runs a test. What its guests' kernels reported counts, too.
+fn run(test: fn(&Context) -> Result<()>) -> Result<()> {
+    let context = Context::new()?;
+    context.reports.judge(test(&context))
+}
+
+/// A failure tells the whole chain of what led to it.
+fn failed(err: anyhow::Error) -> Failed {
+    format!("{err:#}").into()
+}
+
+type Test = (&'static str, fn(&Context) -> Result<()>);
 
 /// A table of tests: the functions, by name.
 macro_rules! tests {

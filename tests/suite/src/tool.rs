@@ -2,7 +2,10 @@
 
 //! The VM tool, as its users call it.
 
-use crate::{context::Context, tests};
+use crate::{
+    context::{Context, patience},
+    tests,
+};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
@@ -299,7 +302,8 @@ fn a_hang_ends_within_a_bound(context: &Context) -> Result<()> {
     let name = Named::new(context, "hang");
     ok(context, &["start", &name])?;
     let qemu = qemu_pid(context, &name)?;
-    let mut exec = running(context, &["--timeout", "5", "exec", &name])?;
+    let seconds = patience(Duration::from_secs(5)).as_secs().to_string();
+    let mut exec = running(context, &["--timeout", &seconds, "exec", &name])?;
     // No vCPU runs any more: the guest says nothing for good.
     kill_process(qemu, Signal::STOP)?;
     let status = exec.wait()?;
@@ -309,7 +313,8 @@ fn a_hang_ends_within_a_bound(context: &Context) -> Result<()> {
         .take()
         .context("no stderr")?
         .read_to_string(&mut err)?;
-    ensure!(!status.success() && err.contains("5 s"), "{status}: {err}");
+    let bound = format!("for {seconds} s");
+    ensure!(!status.success() && err.contains(&bound), "{status}: {err}");
     ensure!(
         err.contains("Run /bin/guest as init"),
         "it does not show the console: {err}"

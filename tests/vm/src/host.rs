@@ -2,22 +2,29 @@
 
 use crate::kernel;
 use crate::options::Flavour;
+use crate::vm::Vm;
 use anyhow::Context;
 use anyhow::Result;
 use anyhow::bail;
 use anyhow::ensure;
 use std::env;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Where things are on this machine.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Host {
     cache: PathBuf,
     checkout: PathBuf,
     /// How long the guest may say nothing before it counts as hung.
     pub timeout: Duration,
+    /// Called with each VM that is about to end, or to be replaced by a restore:
+    /// the last chance to look into it. Its guest may have gone down.
+    pub at_end: Option<AtEnd>,
 }
+
+pub type AtEnd = Arc<dyn Fn(&Vm) + Send + Sync>;
 
 impl Host {
     /// From VMGENID_CACHE, VMGENID_TOP (both as scripts/vm sets them) and
@@ -47,6 +54,7 @@ impl Host {
             cache: std::path::absolute(cache)?,
             checkout: checkout.context("VMGENID_TOP is not set: use scripts/vm, which sets it")?,
             timeout: Duration::from_secs(timeout),
+            at_end: None,
         };
         ensure!(
             host.checkout.is_absolute(),

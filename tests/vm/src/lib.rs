@@ -34,6 +34,7 @@ mod vm;
 
 pub use agent::Command;
 pub use agent::Output;
+pub use host::AtEnd;
 pub use host::Host;
 pub use name::Name;
 pub use options::Accelerator;

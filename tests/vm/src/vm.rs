@@ -203,7 +203,8 @@ impl Vm {
         qemu::messages(&self.folder)
     }
 
-    /// All that the guest wrote to its console.
+    /// All that the guest wrote to its console, since the first start of this VM:
+    /// a restore adds to it. A clone has one of its own.
     pub fn console(&self) -> Result<Vec<u8>> {
         fs::read(self.folder.file(folder::CONSOLE)).context("cannot read the console's log")
     }
@@ -388,6 +389,7 @@ impl Vm {
     pub fn stop(&mut self) -> Result<bool> {
         let _lock = self.lock()?;
         let keep = !self.folder.state()?.ephemeral && !self.snapshots()?.is_empty();
+        self.at_end();
         if Process::of(&self.folder)?.is_some() {
             self.quit()?;
         } else if keep {
@@ -398,6 +400,7 @@ impl Vm {
         }
         if !keep {
             self.folder.remove()?;
+            self.owned = None;
         }
         Ok(keep)
     }
@@ -405,8 +408,11 @@ impl Vm {
     /// Ends the VM and removes it, with its snapshots.
     pub fn delete(&mut self) -> Result<()> {
         let _lock = self.lock()?;
+        self.at_end();
         self.kill()?;
-        self.folder.remove()
+        self.folder.remove()?;
+        self.owned = None;
+        Ok(())
     }
 
     fn summary(&self) -> Result<Summary> {
@@ -468,6 +474,7 @@ impl Vm {
     fn replace(&mut self, snapshot: &Name, state: &State) -> Result<()> {
         let before = self.folder.state()?;
         self.host.qemu_folder(state.options.qemu)?;
+        self.at_end();
         self.quit()?;
         self.folder.write_state(state)?;
         let launched = self.launch(&state.options, Some(snapshot));
@@ -589,6 +596,12 @@ impl Vm {
         format!("the last lines of its console:\n{}", shown.join("\n"))
     }
 
+    fn at_end(&self) {
+        if let Some(at_end) = &self.host.at_end {
+            at_end(self);
+        }
+    }
+
     /// Ends QEMU so that it writes all it has to the disk.
     fn quit(&mut self) -> Result<()> {
         if let Some(process) = Process::of(&self.folder)? {
@@ -619,6 +632,7 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         if self.owned.is_some() {
+            self.at_end();
             if let Err(e) = self.kill().and_then(|()| self.folder.remove()) {
                 eprintln!("{e:#}");
             }

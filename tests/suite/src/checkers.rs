@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The kernel's checkers: that they are there, and that what they say is heard.
+
+use crate::{
+    context::{Context, genctr},
+    tests,
+};
+use anyhow::{Result, ensure};
+use vm::Options;
+
+tests! {
+    the_kernel_has_its_checkers
+    a_report_fails_the_test_that_ends_the_guest
+}
+
+fn the_kernel_has_its_checkers(context: &Context) -> Result<()> {
+    let vm = context.boot(Options::default())?;
+    let there = vm.shell(
+        "mount -t debugfs debugfs /sys/kernel/debug
+        cd /sys/kernel/debug; ls -d kmemleak kcsan failslab fail_function /proc/lockdep_stats 2>/dev/null
+        dmesg | grep -o 'KernelAddressSanitizer initialized' || true",
+    )?;
+    let expected: &[&str] = match vm::kernel::default().as_str() {
+        "debug" => &[
+            "/proc/lockdep_stats",
+            "fail_function",
+            "failslab",
+            "kmemleak",
+            "KernelAddressSanitizer initialized",
+        ],
+        "kcsan" => &["kcsan"],
+        _ => &[],
+    };
+    ensure!(
+        there.lines().eq(expected.iter().copied()),
+        "expected {expected:?}, there is: {there}"
+    );
+    Ok(())
+}
+
+/// A test of tests: as they, it has a context of its own.
+fn a_report_fails_the_test_that_ends_the_guest(_: &Context) -> Result<()> {
+    let observed = Context::new()?;
+    let report = "WARNING: from the test, on purpose";
+    let reported = |when: &str, expected: bool| {
+        let judged = observed.reports.judge(Ok(()));
+        let found = judged.is_err_and(|err| err.to_string().contains(report));
+        ensure!(found == expected, "{when}: reported {found}");
+        Ok(())
+    };
+    let say = format!("echo '<4>{report}' >/dev/kmsg");
+
+    let mut vm = observed.boot(genctr(42))?;
+    let snapshot = "s".parse()?;
+    vm.snapshot(&snapshot)?;
+    vm.restore(&snapshot, Some(43))?;
+    reported("a guest without a report", false)?;
+
+    let clone = vm.clone_from(&snapshot, Some(44), None)?;
+    clone.shell(&say)?;
+    drop(clone);
+    reported("a clone", true)?;
+
+    vm.shell(&say)?;
+    reported("a guest that goes on", false)?;
+    vm.restore(&snapshot, Some(45))?;
+    drop(vm);
+    reported("before a restore", true)?;
+
+    // And a guest that ended by itself, in the middle of a command.
+    let vm = observed.boot(genctr(42))?;
+    let _ = vm.shell(&format!("{say}; poweroff -f"));
+    drop(vm);
+    reported("a guest that is down", true)
+}

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What the guests' kernels report. Each guest is looked at when it ends, and a
+//! test one of whose guests reported anything fails, whatever else it found.
+
+use anyhow::{Context as _, Result, anyhow};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use vm::{AtEnd, Vm, qapi::qmp};
+
+/// Words that only a report has.
+const WORDS: [&str; 4] = ["BUG", "WARNING", "Oops", "panicked"];
+
+/// What else stands only in a report.
+const PHRASES: [&str; 27] = [
+    "Call Trace:",
+    "Kernel panic",
+    "KASAN:",
+    "KCSAN:",
+    "UBSAN:",
+    "ODEBUG:",
+    "refcount_t:",
+    "list_add corruption",
+    "list_del corruption",
+    "possible circular locking",
+    "possible recursive locking",
+    "possible irq lock inversion",
+    "inconsistent lock state",
+    "bad unlock balance",
+    "held lock freed",
+    "suspicious RCU usage",
+    "trying to register non-static key",
+    "DEBUG_LOCKS_WARN_ON",
+    "turning off the locking correctness validator",
+    "sleeping function called from invalid context",
+    "scheduling while atomic",
+    "INFO: task ",
+    "detected stalls",
+    "self-detected stall",
+    "soft lockup",
+    "new suspected memory leaks",
+    "memory leak detector disabled",
+];
+
+/// How many lines a report has, at most.
+const LINES: usize = 80;
+
+/// What a guest can say by itself about how it fared; no news is good news. The
+/// bits are those of a machine check, a bad page, an oops, a warning and a soft
+/// lockup. A leak is told by the second of two scans that come at least 5
+/// seconds after it; what a third does not see was in motion.
+const QUESTIONS: &str = "
+    tainted=$(cat /proc/sys/kernel/tainted)
+    [ $((tainted & 17072)) -eq 0 ] || echo \"the kernel is tainted: $tainted\"
+    [ ! -e /proc/lockdep_stats ] || grep -q 'debug_locks: *1$' /proc/lockdep_stats ||
+        echo 'lockdep has been switched off'
+    leaks=/sys/kernel/debug/kmemleak
+    grep -q ' /sys/kernel/debug ' /proc/mounts || mount -t debugfs debugfs /sys/kernel/debug || exit
+    [ -e $leaks ] || exit 0
+    echo scan >$leaks && sleep 5 && echo scan >$leaks || exit
+    [ -z \"$(cat $leaks)\" ] || { echo scan >$leaks; cat $leaks; }
+";
+
+/// The first report in a kernel's log, with what follows it.
+pub fn first(log: &str) -> Option<String> {
+    let lines: Vec<_> = log.lines().collect();
+    let start = lines.iter().position(|line| is_report(line))?;
+    let end = lines.len().min(start + LINES);
+    Some(lines[start..end].join("\n"))
+}
+
+fn is_report(line: &str) -> bool {
+    let mut words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.any(|word| WORDS.contains(&word)) || PHRASES.iter().any(|phrase| line.contains(phrase))
+}
+
+/// The reports of a test's guests, so far.
+#[derive(Clone, Default)]
+pub struct Reports(Arc<Mutex<Vec<String>>>);
+
+impl Reports {
+    /// What looks at a guest when it ends.
+    pub fn at_end(&self) -> AtEnd {
+        let reports = self.clone();
+        Arc::new(move |vm| {
+            // First the questions: they may lead to a report on the console.
+            match answers(vm) {
+                Ok(said) if said.is_empty() => {}
+                Ok(said) => reports.add(said),
+                Err(err) => reports.add(format!("{err:#}")),
+            }
+            reports.look_at_console(vm);
+        })
+    }
+
+    /// Adds what is on the console of a guest that goes on.
+    pub fn look_at_console(&self, vm: &Vm) {
+        // There is none where QEMU did not start.
+        let console = vm.console().unwrap_or_default();
+        if let Some(report) = first(&String::from_utf8_lossy(&console)) {
+            self.add(report);
+        }
+    }
+
+    /// A console that is looked at twice has reported once.
+    fn add(&self, report: String) {
+        let mut reports = self.lock();
+        let known = |known: &String| known.lines().next() == report.lines().next();
+        if !reports.iter().any(known) {
+            reports.push(report);
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The result of a test whose guests have ended. The reports are dealt with
+    /// by that.
+    pub fn judge(&self, result: Result<()>) -> Result<()> {
+        let reports = std::mem::take(&mut *self.lock());
+        if reports.is_empty() {
+            return result;
+        }
+        let reports = format!("a guest's kernel reports:\n{}", reports.join("\n\n"));
+        Err(match result {
+            Ok(()) => anyhow!("{reports}"),
+            Err(err) => anyhow!("{err:#}\n\n{reports}"),
+        })
+    }
+}
+
+/// What the guest has to say, if it runs.
+fn answers(vm: &Vm) -> Result<String> {
+    if vm.pid()?.is_none() || !vm.qmp(&qmp::query_status {})?.running {
+        return Ok(String::new());
+    }
+    vm.shell(QUESTIONS).context("a guest at its end")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_found_with_what_follows() {
+        let log = "[ 1.0] quiet\n[ 2.0] BUG: sleeping function\n[ 2.1] in_atomic(): 1\n";
+        let report = "[ 2.0] BUG: sleeping function\n[ 2.1] in_atomic(): 1";
+        assert_eq!(first(log).as_deref(), Some(report));
+        for line in [
+            "WARNING: possible circular locking dependency detected",
+            "WARNING: drivers/acpi/bus.c:12 at acpi_notify+0x1/0x2, CPU#0: sh/1",
+            "BUG kmalloc-64 (Tainted: G           O     ): Poison overwritten",
+            "kernel BUG at rust/helpers/bug.c:7!",
+            "Oops: Oops: 0000 [#1] SMP",
+            "rust_kernel: panicked at driver/counter.rs:1:1:",
+            "kmemleak: 1 new suspected memory leaks (see /sys/kernel/debug/kmemleak)",
+            "INFO: task sh:1 blocked for more than 120 seconds.",
+            "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:",
+        ] {
+            assert_eq!(first(line).as_deref(), Some(line));
+        }
+    }
+
+    #[test]
+    fn what_a_healthy_kernel_says_is_no_report() {
+        for line in [
+            "",
+            "vmgenid: loading out-of-tree module taints kernel.",
+            "kasan: KernelAddressSanitizer initialized (generic)",
+            "kmemleak: Kernel memory leak detector initialized (mem pool available: 15673)",
+            "kcsan: enabled early",
+            "Lock dependency validator: Copyright (c) 2006 Red Hat, Inc., Ingo Molnar",
+            "rcu: \tRCU lockdep checking is enabled.",
+            "random: crng reseeded due to virtual machine fork",
+            "ACPI: DEBUGGING is off",
+        ] {
+            assert_eq!(first(line), None, "{line}");
+        }
+    }
+}
