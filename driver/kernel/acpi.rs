@@ -26,6 +26,10 @@ use kernel::{
 /// `ACPI_ALLOCATE_BUFFER` of `include/acpi/actypes.h`, which bindgen cannot evaluate.
 const ACPI_ALLOCATE_BUFFER: bindings::acpi_size = bindings::acpi_size::MAX;
 
+/// `AE_OK` and `AE_NOT_FOUND` of `include/acpi/acexcep.h`; likewise.
+const AE_OK: bindings::acpi_status = 0;
+const AE_NOT_FOUND: bindings::acpi_status = 5;
+
 /// An ACPI device object (`struct acpi_device`), companion of a device on another bus.
 ///
 /// # Invariants
@@ -66,17 +70,25 @@ impl Device {
     ///
     /// - `ENOENT`: there is no such object.
     /// - `ENODATA`: it is a method that returned nothing.
-    /// - `EIO`: the evaluation failed.
+    /// - `EIO`: the evaluation failed, or could not be begun.
     pub(crate) fn evaluate(&self, name: &CStr) -> Result<Evaluated> {
+        let mut object = core::ptr::null_mut();
+
         // The status of an evaluation cannot tell "not there" from "there, and its code names what
         // is not".
         //
         // SAFETY: By the type invariants the handle is valid. `name` is a C string that the
-        // function does not write to.
-        if !unsafe {
-            bindings::acpi_has_method((*self.as_raw()).handle, name.as_char_ptr().cast_mut())
+        // function does not write to; `object` can be written to.
+        match unsafe {
+            bindings::acpi_get_handle(
+                (*self.as_raw()).handle,
+                name.as_char_ptr().cast_mut(),
+                &mut object,
+            )
         } {
-            return Err(ENOENT);
+            AE_OK => (),
+            AE_NOT_FOUND => return Err(ENOENT),
+            _ => return Err(EIO),
         }
 
         let mut buffer = bindings::acpi_buffer {
@@ -84,26 +96,26 @@ impl Device {
             pointer: core::ptr::null_mut(),
         };
 
-        // SAFETY: By the type invariants the handle is valid. `name` is a C string that the
-        // function does not write to, null means "no arguments", and `buffer` asks for an
-        // allocated result.
+        // SAFETY: The handle was found just now. The two null pointers mean "the object itself" and
+        // "no arguments", and `buffer` asks for an allocated result.
         let status = unsafe {
             bindings::acpi_evaluate_object(
-                (*self.as_raw()).handle,
-                name.as_char_ptr().cast_mut(),
+                object,
+                core::ptr::null_mut(),
                 core::ptr::null_mut(),
                 &mut buffer,
             )
         };
 
-        if status != 0 {
+        // INVARIANT: The buffer is null or an allocation that is ours to free. Also where the
+        // evaluation failed: it may have done so after the allocation. On success it holds an
+        // object.
+        let result = NonNull::new(buffer.pointer.cast()).map(Evaluated);
+
+        if status != AE_OK {
             return Err(EIO);
         }
-
-        // INVARIANT: On success the buffer is null or holds an object that is ours to free.
-        NonNull::new(buffer.pointer.cast())
-            .map(Evaluated)
-            .ok_or(ENODATA)
+        result.ok_or(ENODATA)
     }
 }
 
@@ -111,7 +123,8 @@ impl Device {
 ///
 /// # Invariants
 ///
-/// Points at a valid object, in an allocation that this value owns.
+/// Points at an allocation that this value owns, and that holds a valid object where anybody sees
+/// it.
 pub(crate) struct Evaluated(NonNull<Object>);
 
 impl core::ops::Deref for Evaluated {
