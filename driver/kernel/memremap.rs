@@ -6,7 +6,10 @@
 //! [`include/linux/ioport.h`](srctree/include/linux/ioport.h)
 
 use core::{
-    ops::Deref,
+    ops::{
+        self,
+        Deref, //
+    },
     ptr::NonNull, //
 };
 use kernel::{
@@ -77,42 +80,104 @@ impl Range {
         self.start < other.start + other.len as u64 && other.start < self.start + self.len as u64
     }
 
-    /// Returns how many bytes of the range the firmware's memory map lists with the descriptor
-    /// `desc`.
-    fn listed(&self, desc: u32) -> u64 {
-        /// Adds the length of the part `res` of the range to the `u64` at `sum`.
-        ///
+    /// Calls `found` with the length and the descriptor of each part of the range that the
+    /// kernel's map of physical addresses lists with all of `flags`, and, unless it is
+    /// `IORES_DESC_NONE`, with the descriptor `desc`. What lies inside of such a part is not
+    /// looked at.
+    fn walk(&self, flags: u32, desc: u32, mut found: impl FnMut(u64, u32)) {
         /// # Safety
         ///
-        /// Both pointers are valid.
-        unsafe extern "C" fn add(res: *mut bindings::resource, sum: *mut c_void) -> c_int {
+        /// `res` is valid, and `found` points at an `F`, exclusively.
+        unsafe extern "C" fn part<F: FnMut(u64, u32)>(
+            res: *mut bindings::resource,
+            found: *mut c_void,
+        ) -> c_int {
             // SAFETY: By the safety requirements of this function.
-            unsafe { *sum.cast::<u64>() += (*res).end - (*res).start + 1 };
+            let (res, found) = unsafe { (&*res, &mut *found.cast::<F>()) };
+            found(res.end - res.start + 1, res.desc as u32);
             0
         }
 
-        let mut sum = 0u64;
-        // SAFETY: `add` gets a valid resource, cut down to the range, and the pointer to `sum`.
+        fn callback<F: FnMut(u64, u32)>(
+            _: &F,
+        ) -> unsafe extern "C" fn(*mut bindings::resource, *mut c_void) -> c_int {
+            part::<F>
+        }
+
+        let callback = callback(&found);
+        // SAFETY: `callback` gets a valid resource, cut down to the range, and the pointer to
+        // `found`, whose type it was made for.
         unsafe {
             bindings::walk_iomem_res_desc(
                 c_ulong_of(desc),
-                c_ulong_of(bindings::IORESOURCE_MEM),
+                c_ulong_of(flags),
                 self.start,
                 self.start + self.len as u64 - 1,
-                (&raw mut sum).cast(),
-                Some(add),
+                (&raw mut found).cast(),
+                Some(callback),
             )
         };
+    }
+
+    /// Returns how many bytes of the range the firmware's memory map lists with the descriptor
+    /// `desc`.
+    fn listed(&self, desc: u32) -> u64 {
+        let mut sum = 0;
+        self.walk(bindings::IORESOURCE_MEM, desc, |len, _| sum += len);
         sum
     }
+
+    /// Returns whether a device, or ROM, is known to be in the range. The firmware lists such
+    /// places as reserved, too.
+    fn has_device(&self) -> bool {
+        // From here to 4 GiB a PC has its APICs, the HPET, the chipset's registers, the TPM and the
+        // firmware's flash memory. The kernel does not know of all of them.
+        #[cfg(CONFIG_X86)]
+        if self.start < CHIPSET.end && CHIPSET.start < self.start + self.len as u64 {
+            return true;
+        }
+
+        let mut found = false;
+        // Claimed by a driver or, as ECAM is, by the kernel itself. So are the firmware's entries,
+        // some of them; what is inside of those is not seen here.
+        self.walk(
+            bindings::IORESOURCE_MEM | bindings::IORESOURCE_BUSY,
+            bindings::IORES_DESC_NONE,
+            |_, desc| found |= !RESERVED.contains(&desc),
+        );
+        // PCI BARs, claimed or not, the windows that they are in, and ROM. The kernel enlarges a
+        // reserved entry to hold what it overlaps: they can be inside of one.
+        for flag in [
+            bindings::IORESOURCE_SIZEALIGN,
+            bindings::IORESOURCE_WINDOW,
+            bindings::IORESOURCE_READONLY,
+        ] {
+            self.walk(
+                bindings::IORESOURCE_MEM | flag,
+                bindings::IORES_DESC_NONE,
+                |_, _| found = true,
+            );
+        }
+        found
+    }
 }
+
+/// Where a PC's chipset is.
+#[cfg(CONFIG_X86)]
+const CHIPSET: ops::Range<u64> = 0xfec0_0000..0x1_0000_0000;
+
+/// The descriptors of what the firmware reserved.
+const RESERVED: [u32; 2] = [
+    bindings::IORES_DESC_RESERVED,
+    bindings::IORES_DESC_ACPI_NV_STORAGE,
+];
 
 /// A page that the firmware reserved.
 ///
 /// # Invariants
 ///
 /// The range is one whole, aligned page, of which the firmware's memory map lists every byte as
-/// reserved or as ACPI non-volatile storage.
+/// reserved or as ACPI non-volatile storage, and in which no device is known to be.
 #[derive(Clone, Copy)]
 pub(crate) struct ReservedPage(Range);
 
@@ -129,10 +194,12 @@ impl ReservedPage {
         let range = Range::new(start, PAGE_SIZE)?;
 
         // Entries of the firmware's map do not overlap, so that no byte is counted twice.
-        let listed = range.listed(bindings::IORES_DESC_RESERVED)
-            + range.listed(bindings::IORES_DESC_ACPI_NV_STORAGE);
+        let listed: u64 = RESERVED.iter().map(|&desc| range.listed(desc)).sum();
         if listed != PAGE_SIZE as u64 {
             return Err("is not in memory that the firmware reserved");
+        }
+        if range.has_device() {
+            return Err("is in a device's memory or in ROM");
         }
 
         // INVARIANT: Checked above.
