@@ -9,8 +9,7 @@
 //!
 //! Limitations:
 //! - ACPI only: device tree nodes (`microsoft,vmgenid`) are not bound.
-//! - One device has the node; a second one only reseeds. That a counter's page does not hold
-//!   another device's ID is checked against the devices that were bound before.
+//! - One device has the node; a second one only reseeds.
 //! - Confidential guests: the counter's page is mapped to userspace as private memory, so it has
 //!   to be shared with the hypervisor by other means.
 //!
@@ -39,8 +38,10 @@ mod driver {
         pub(crate) mod miscdevice;
         pub(crate) mod mm;
         pub(crate) mod random;
+        pub(crate) mod rwonce;
         pub(crate) mod static_mutex;
     }
+    pub(crate) mod known;
     pub(crate) mod node;
 }
 
@@ -49,8 +50,7 @@ use driver::{
     firmware,
     generation_id::{
         self,
-        GenerationId,
-        Known, //
+        GenerationId, //
     },
     kernel::{
         acpi,
@@ -59,6 +59,10 @@ use driver::{
             ReservedPage, //
         }, //
     },
+    known::{
+        self,
+        Known, //
+    },
     node::{
         Claim,
         Node, //
@@ -66,6 +70,10 @@ use driver::{
 };
 
 /// A bound device. It has a node if it has a counter.
+///
+/// At unbind, the driver core drops this first, and with it the node. Then devres removes the
+/// notify handler, and waits for running ones: no notification comes after that. The generation ID
+/// stays in [`Known`] until the module is unloaded, which open files and mappings prevent.
 struct VmGenId {
     _node: Option<Pin<KBox<Node>>>,
 }
@@ -91,8 +99,7 @@ impl platform::Driver for VmGenId {
         let dev: &Device<Bound> = pdev.as_ref();
         let firmware = acpi::Device::companion(dev).ok_or(ENODEV)?;
 
-        let range = Self::id_range(dev, firmware)?;
-        let id = GenerationId::get(&range)?;
+        let id = Self::id(dev, firmware)?;
 
         acpi::register_notify_handler(dev, id.clone())?;
         // No change after this is missed; one that came before is caught here.
@@ -107,7 +114,7 @@ impl platform::Driver for VmGenId {
 
 impl VmGenId {
     /// Asks the firmware for the generation ID.
-    fn id_range(dev: &Device<Bound>, firmware: &acpi::Device) -> Result<Range> {
+    fn id(dev: &Device<Bound>, firmware: &acpi::Device) -> Result<Arc<GenerationId>> {
         let range = match firmware::address(firmware, c"ADDR") {
             Ok(None) => {
                 dev_err!(dev, "ADDR is missing: no generation ID\n");
@@ -118,10 +125,16 @@ impl VmGenId {
             Err(wrong) => Err(wrong),
         };
 
-        range.map_err(|wrong| {
-            dev_err!(dev, "ADDR {}: no generation ID\n", wrong);
-            EINVAL
-        })
+        let wrong = match range {
+            Ok(range) => match known::id(&range)? {
+                Some(id) => return Ok(id),
+                // An ID is for the kernel alone.
+                None => "is in the page of a generation counter",
+            },
+            Err(wrong) => wrong,
+        };
+        dev_err!(dev, "ADDR {}: no generation ID\n", wrong);
+        Err(EINVAL)
     }
 
     /// Asks the firmware for the generation counter; not all have one.
@@ -132,11 +145,12 @@ impl VmGenId {
             Err(wrong) => Err(wrong),
         };
 
-        match page {
+        page.and_then(|page| match known::publish(&page) {
+            Ok(true) => Ok(page),
             // The page is for every process to see, an ID for none.
-            Ok(page) if Known::overlap(page.range()) => Err("holds a generation ID"),
-            page => page,
-        }
+            Ok(false) => Err("holds a generation ID"),
+            Err(_) => Err("cannot be noted: out of memory"),
+        })
         .inspect_err(|wrong| {
             dev_warn!(
                 dev,

@@ -12,19 +12,22 @@ use super::kernel::{
         Range, //
     },
     random,
-    static_mutex::StaticMutex, //
+    rwonce::{
+        read_barrier,
+        ReadOnce, //
+    }, //
 };
 use kernel::{
+    new_poll_condvar,
     prelude::*,
     sync::{
         atomic::{
-            Acquire,
             Atomic,
             Relaxed,
             Release, //
         },
         new_mutex,
-        static_lock_class,
+        poll::PollCondVar,
         Arc,
         Mutex, //
     }, //
@@ -36,15 +39,9 @@ pub(crate) const SIZE: usize = 16;
 /// One look at a generation ID: 16 bytes, in two native words. Never as a number.
 type Id = [u64; 2];
 
-/// A generation ID somewhere in guest memory, and the last one that the kernel was reseeded with.
+/// The last ID that the kernel was reseeded with, and when it is to be reseeded again.
 #[pin_data]
-pub(crate) struct GenerationId {
-    range: Range,
-
-    /// Written by the hypervisor: while no vCPU runs, or at any time before it changes the
-    /// counter.
-    memory: Mapping<[Atomic<u64>; 2]>,
-
+struct ReseedRule {
     /// The ID that was added to the random number generator last. Written under `reseeding`,
     /// after that.
     ///
@@ -57,55 +54,68 @@ pub(crate) struct GenerationId {
     reseeding: Mutex<()>,
 }
 
-/// The IDs that were ever bound, kept as long as the module is loaded: an ID that changes between
-/// unbind and bind is a restore like any other.
-static KNOWN: StaticMutex<KVec<Arc<GenerationId>>> =
-    StaticMutex::new(c"vmgenid::KNOWN", || static_lock_class!(), KVec::new);
-
-/// Forgets the IDs when it is dropped, that is when the module is unloaded.
-pub(crate) struct Known(());
-
-impl Known {
-    /// To be called before anything is bound: the first use of the list.
-    pub(crate) fn new() -> Self {
-        drop(KNOWN.lock());
-        Self(())
+impl ReseedRule {
+    fn new(first: Id) -> impl PinInit<Self> {
+        pin_init!(Self {
+            published: first.map(Atomic::new),
+            reseeding <- new_mutex!((), "ReseedRule::reseeding"),
+        })
     }
 
-    /// Returns whether `range` holds a byte of any ID that was ever bound.
-    pub(crate) fn overlap(range: &Range) -> bool {
-        KNOWN.lock().iter().any(|id| id.range.overlaps(range))
+    /// Returns whether the kernel was reseeded with `id` last. If so, what follows comes after
+    /// that reseed.
+    #[inline(always)]
+    fn is_published(&self, id: Id) -> bool {
+        let [first, second] = &self.published;
+        let same = id[0] == first.read_once() && id[1] == second.read_once();
+        // Pairs with the `Release` in `reseed`.
+        read_barrier();
+        same
+    }
+
+    /// Calls `reseed` with what `look` finds, unless that is the ID that was published last. The
+    /// ID is published after that. One caller at a time: the others wait, and look again.
+    #[cold]
+    fn reseed(&self, look: impl Fn() -> Id, reseed: impl FnOnce(Id)) {
+        let _guard = self.reseeding.lock();
+
+        let id = look();
+        // Somebody else may have done it while we waited.
+        if self.is_published(id) {
+            return;
+        }
+
+        reseed(id);
+        for (published, word) in self.published.iter().zip(id) {
+            published.store(word, Release);
+        }
     }
 }
 
-impl Drop for Known {
-    fn drop(&mut self) {
-        // A static is never dropped; its elements are, here.
-        drop(core::mem::take(&mut *KNOWN.lock()));
-    }
+/// A generation ID somewhere in guest memory.
+#[pin_data]
+pub(crate) struct GenerationId {
+    range: Range,
+
+    /// Written by the hypervisor: while no vCPU runs, or at any time before it changes the
+    /// counter.
+    memory: Mapping<[Atomic<u64>; 2]>,
+
+    #[pin]
+    rule: ReseedRule,
+
+    #[pin]
+    notified: PollCondVar,
 }
 
 impl GenerationId {
-    /// Returns the ID that lies in `range`, with the last value seen there.
+    /// Maps the ID in `range`, and adds it to the random number generator as device randomness.
     ///
     /// # Errors
     ///
     /// - `EINVAL`: `range` is not 8-byte aligned.
     /// - `ENOMEM`: there is no memory, or no room for the mapping.
-    pub(crate) fn get(range: &Range) -> Result<Arc<Self>> {
-        let mut known = KNOWN.lock();
-
-        if let Some(id) = known.iter().find(|id| id.range.start() == range.start()) {
-            return Ok(id.clone());
-        }
-
-        let id = Self::new(*range)?;
-        known.push(id.clone(), GFP_KERNEL)?;
-        Ok(id)
-    }
-
-    /// Maps an ID and adds it to the random number generator as device randomness.
-    fn new(range: Range) -> Result<Arc<Self>> {
+    pub(crate) fn new(range: Range) -> Result<Arc<Self>> {
         let memory = Mapping::<[Atomic<u64>; 2]>::new(&range)?;
         let first = memory.each_ref().map(|word| word.load(Relaxed));
         random::add_device_randomness(first.as_bytes());
@@ -114,15 +124,21 @@ impl GenerationId {
             pin_init!(Self {
                 range,
                 memory,
-                published: first.map(Atomic::new),
-                reseeding <- new_mutex!((), "GenerationId::reseeding"),
+                rule <- ReseedRule::new(first),
+                notified <- new_poll_condvar!("GenerationId::notified"),
             }),
             GFP_KERNEL,
         )
     }
 
+    /// Returns where the ID is.
+    pub(crate) fn range(&self) -> &Range {
+        &self.range
+    }
+
+    #[inline(always)]
     fn look(&self) -> Id {
-        self.memory.each_ref().map(|word| word.load(Relaxed))
+        self.memory.each_ref().map(ReadOnce::read_once)
     }
 
     /// The reseed rule: when this returns, the kernel's random number generator has been reseeded
@@ -130,34 +146,37 @@ impl GenerationId {
     ///
     /// Where the ID is unchanged this is four loads. Else it sleeps, and calls the vmfork
     /// notifiers, which take `rtnl_lock`: not to be called under a lock that is taken inside that.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn apply_reseed_rule(&self) {
-        // `Acquire` pairs with `Release` in `reseed`: who sees the new ID there comes after the
-        // reseed.
-        if self.look() != self.published.each_ref().map(|word| word.load(Acquire)) {
+        if !self.is_reseeded() {
             self.reseed();
         }
     }
 
+    /// Returns whether the reseed rule would return at once.
+    #[inline(always)]
+    pub(crate) fn is_reseeded(&self) -> bool {
+        self.rule.is_published(self.look())
+    }
+
     #[cold]
+    #[inline(never)]
     fn reseed(&self) {
-        let _guard = self.reseeding.lock();
+        self.rule.reseed(
+            || self.look(),
+            |id| random::add_vmfork_randomness(id.as_bytes()),
+        );
+    }
 
-        let id = self.look();
-        // Somebody else may have done it while we waited.
-        if id == self.published.each_ref().map(|word| word.load(Relaxed)) {
-            return;
-        }
-
-        random::add_vmfork_randomness(id.as_bytes());
-        for (published, word) in self.published.iter().zip(id) {
-            published.store(word, Release);
-        }
+    /// Returns where to wait for a notification. It has been acted upon when the waiters wake.
+    pub(crate) fn notified(&self) -> &PollCondVar {
+        &self.notified
     }
 }
 
 impl acpi::NotifyHandler for GenerationId {
     fn notify(&self, _event: u32) {
         self.apply_reseed_rule();
+        self.notified.notify_all();
     }
 }
