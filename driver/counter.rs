@@ -9,7 +9,11 @@ use super::{
             Mapping,
             ReservedPage, //
         },
-        mm::VmaNewExt, //
+        mm::VmaNewExt,
+        rwonce::{
+            read_barrier,
+            ReadOnce, //
+        }, //
     }, //
 };
 use kernel::{
@@ -17,10 +21,10 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
-            Acquire,
             Atomic,
             Relaxed, //
         },
+        poll::PollCondVar,
         Arc, //
     }, //
 };
@@ -53,9 +57,19 @@ impl Counter {
     }
 
     /// Returns the counter, without a barrier.
+    #[inline(always)]
     pub(crate) fn peek(&self) -> u32 {
-        // `Acquire`: what is looked at next, the ID, is no older than the counter.
-        u32::from_le(self.memory.load(Acquire))
+        u32::from_le(self.memory.read_once())
+    }
+
+    /// `ENODEV`: the device was unbound.
+    #[inline(always)]
+    fn check_bound(&self) -> Result {
+        if self.bound.read_once() {
+            Ok(())
+        } else {
+            Err(ENODEV)
+        }
     }
 
     /// Returns the counter; whatever it is, the kernel's random number generator has been
@@ -68,14 +82,35 @@ impl Counter {
     /// # Errors
     ///
     /// `ENODEV`: the device was unbound.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn read(&self) -> Result<u32> {
-        if !self.bound.load(Relaxed) {
-            return Err(ENODEV);
-        }
+        self.check_bound()?;
         let value = self.peek();
+        read_barrier();
         self.id.apply_reseed_rule();
         Ok(value)
+    }
+
+    /// [`Counter::read`], where that does not sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` as there, and `EAGAIN`: the kernel has to be reseeded first.
+    #[inline(always)]
+    pub(crate) fn try_read(&self) -> Result<u32> {
+        self.check_bound()?;
+        let value = self.peek();
+        read_barrier();
+        if self.id.is_reseeded() {
+            Ok(value)
+        } else {
+            Err(EAGAIN)
+        }
+    }
+
+    /// Returns where to wait for a change, and for the unbinding of the device.
+    pub(crate) fn changed(&self) -> &PollCondVar {
+        self.id.notified()
     }
 
     /// Maps the counter's page into a process.
@@ -84,15 +119,13 @@ impl Counter {
     ///
     /// `ENODEV` as for [`Counter::read`], else those of [`VmaNewExt::map_readonly`].
     pub(crate) fn mmap(&self, vma: &VmaNew) -> Result {
-        if !self.bound.load(Relaxed) {
-            return Err(ENODEV);
-        }
+        self.check_bound()?;
         vma.map_readonly(&self.page)
     }
 }
 
 /// That a counter's device is bound. When this is dropped it no longer is: open files answer
-/// `ENODEV` from then on.
+/// `ENODEV` from then on, and who sleeps in `poll` wakes to see that.
 pub(crate) struct Binding(Arc<Counter>);
 
 impl Binding {
@@ -105,5 +138,8 @@ impl Binding {
 impl Drop for Binding {
     fn drop(&mut self) {
         self.0.bound.store(false, Relaxed);
+        // Takes the lock of the wait queue: who was put into it before is woken; who comes later
+        // sees that the device is not bound.
+        self.0.changed().notify_all();
     }
 }

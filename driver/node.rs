@@ -7,9 +7,15 @@ use super::{
         Binding,
         Counter, //
     },
-    kernel::miscdevice::{
-        FileOperations,
-        Registration, //
+    kernel::{
+        miscdevice::{
+            FileOperations,
+            KiocbExt,
+            Ready,
+            Registration,
+            Waiter, //
+        },
+        rwonce::ReadOnce, //
     }, //
 };
 use kernel::{
@@ -21,10 +27,10 @@ use kernel::{
         atomic::{
             Atomic,
             Full,
+            Relaxed,
             Release, //
         },
-        Arc,
-        ArcBorrow, //
+        Arc, //
     },
     uaccess::UserSliceWriter, //
 };
@@ -58,8 +64,11 @@ impl Drop for Claim {
 
 /// The registered node.
 ///
-/// The order of the fields is that of the teardown: the node goes, so that nobody opens it any
-/// more; open files are told; then the name is free for another device.
+/// The order of the fields is that of the teardown. The node goes, so that nobody opens it any
+/// more: `misc_deregister()` waits for whoever is in `open` just now. Then open files answer
+/// `ENODEV`, and who sleeps in `poll` is woken to be told. Then the name is free for another device.
+/// What the files use, the [`Counter`], stays until the last one is closed; a call that began
+/// before may still be under way, and ends as it would have.
 #[pin_data]
 pub(crate) struct Node {
     #[pin]
@@ -87,7 +96,6 @@ impl Node {
 const SIZE: usize = size_of::<u32>();
 
 /// Checks a read of `len` bytes at `pos`. `false`: there is nothing to do.
-#[inline]
 fn check_read(len: usize, pos: i64) -> Result<bool> {
     match (len, pos) {
         (SIZE, 0) => Ok(true),
@@ -96,41 +104,90 @@ fn check_read(len: usize, pos: i64) -> Result<bool> {
     }
 }
 
+/// An open file.
+struct OpenFile {
+    counter: Arc<Counter>,
+
+    /// What a read returned last, at first the counter at `open`: what `poll` compares with. Or
+    /// [`OWED`].
+    last: Atomic<u64>,
+}
+
+/// A read that must not wait was told to come back when `poll` says so: whatever the counter is
+/// then, it is not this.
+const OWED: u64 = 1 << 32;
+
 /// What the node's files do. See `Documentation/vmgenid.rst` for what each call promises.
 struct Operations;
 
 impl FileOperations for Operations {
     type Data = Arc<Counter>;
-    type Ptr = Arc<Counter>;
+    type Ptr = KBox<OpenFile>;
 
     const MODE: u16 = 0o444;
 
-    fn open(counter: &Arc<Counter>) -> Result<Arc<Counter>> {
+    fn open(counter: &Arc<Counter>) -> Result<KBox<OpenFile>> {
         // No barrier here: `misc_open()` holds a mutex under which the vmfork notifiers must not
         // be called.
-        Ok(counter.clone())
+        let file = OpenFile {
+            counter: counter.clone(),
+            last: Atomic::new(counter.peek().into()),
+        };
+        Ok(KBox::new(file, GFP_KERNEL)?)
     }
 
-    fn read(counter: ArcBorrow<'_, Counter>, mut buf: UserSliceWriter, pos: i64) -> Result<usize> {
+    fn read(file: &OpenFile, mut buf: UserSliceWriter, pos: i64) -> Result<usize> {
         if !check_read(buf.len(), pos)? {
             return Ok(0);
         }
-        buf.write(&counter.read()?)?;
+        let value = file.counter.read()?;
+        buf.write(&value)?;
+        file.last.store(value.into(), Relaxed);
         Ok(SIZE)
     }
 
-    fn read_iter(kiocb: Kiocb<'_, Arc<Counter>>, iov: &mut IovIterDest<'_>) -> Result<usize> {
+    #[inline(always)]
+    fn read_fast(file: &OpenFile, mut buf: UserSliceWriter, pos: i64) -> Option<Result<usize>> {
+        if buf.len() != SIZE || pos != 0 {
+            return None;
+        }
+        let value = file.counter.try_read().ok()?;
+        if u64::from(value) != file.last.read_once() {
+            return None;
+        }
+        // As it was the last time: the user gets it, and that is all.
+        Some(buf.write(&value).map(|()| SIZE))
+    }
+
+    fn read_iter(kiocb: Kiocb<'_, KBox<OpenFile>>, iov: &mut IovIterDest<'_>) -> Result<usize> {
         if !check_read(iov.len(), kiocb.ki_pos())? {
             return Ok(0);
         }
-        let value = kiocb.file().read()?;
-        match iov.copy_to_iter(&value.to_ne_bytes()) {
-            SIZE => Ok(SIZE),
-            _ => Err(EFAULT),
+        let file = kiocb.file();
+        let value = if kiocb.nowait() {
+            file.counter
+                .try_read()
+                .inspect_err(|_| file.last.store(OWED, Relaxed))?
+        } else {
+            file.counter.read()?
+        };
+        if iov.copy_to_iter(&value.to_ne_bytes()) != SIZE {
+            return Err(EFAULT);
+        }
+        file.last.store(value.into(), Relaxed);
+        Ok(SIZE)
+    }
+
+    fn poll(file: &OpenFile, waiter: &Waiter<'_>) -> Ready {
+        waiter.wait_for(file.counter.changed());
+        match file.counter.read() {
+            Ok(value) if u64::from(value) != file.last.load(Relaxed) => Ready::READ,
+            Ok(_) => Ready::NOT,
+            Err(_) => Ready::GONE,
         }
     }
 
-    fn mmap(counter: ArcBorrow<'_, Counter>, vma: &VmaNew) -> Result {
-        counter.mmap(vma)
+    fn mmap(file: &OpenFile, vma: &VmaNew) -> Result {
+        file.counter.mmap(vma)
     }
 }

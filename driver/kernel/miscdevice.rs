@@ -1,17 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What [`kernel::miscdevice`] lacks: data of the registration, a mode, plain `read`, `llseek`.
+//! What [`kernel::miscdevice`] lacks: data of the registration, a mode, `poll`, plain `read`,
+//! `llseek`, reads that do not wait.
 //!
 //! This stands on the kernel crate's own abstraction: [`Adapter`] is its `MiscDevice`, whose
-//! `file_operations` are taken over and added to.
+//! `file_operations` are taken over and added to. In the kernel crate, the methods of
+//! [`FileOperations`] would be some more of `MiscDevice`'s, and [`Registration`] the
+//! `MiscDeviceRegistration`, with the data that its `open` callbacks cannot get at today.
 //!
-//! C header: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h)
+//! C headers: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h),
+//! [`include/linux/poll.h`](srctree/include/linux/poll.h)
 
+use super::rwonce::ReadOnce;
 use core::marker::PhantomData;
 use kernel::{
     bindings,
     error::to_result,
-    ffi::c_char,
+    ffi::{
+        c_char,
+        c_int, //
+    },
     fs::{
         File,
         Kiocb, //
@@ -24,6 +32,13 @@ use kernel::{
     },
     mm::virt::VmaNew,
     prelude::*,
+    sync::{
+        atomic::Atomic,
+        poll::{
+            PollCondVar,
+            PollTable, //
+        }, //
+    },
     types::{
         ForeignOwnable,
         Opaque, //
@@ -34,6 +49,54 @@ use kernel::{
         UserSliceWriter, //
     },
 };
+
+/// `FMODE_NOWAIT` of `include/linux/fs.h`, which bindgen cannot evaluate.
+const FMODE_NOWAIT: bindings::fmode_t = 1 << 27;
+
+/// `IOCB_NOWAIT` of `include/linux/fs.h`, `RWF_NOWAIT` of `include/uapi/linux/fs.h`; likewise.
+const IOCB_NOWAIT: c_int = 0x08;
+
+/// What a file is ready for: the answer to `poll(2)`.
+#[derive(Clone, Copy)]
+pub(crate) struct Ready(u32);
+
+impl Ready {
+    /// Nothing yet.
+    pub(crate) const NOT: Self = Self(0);
+
+    /// A read gives something new.
+    pub(crate) const READ: Self = Self(bindings::POLLIN | bindings::POLLRDNORM);
+
+    /// Nothing will ever come any more.
+    pub(crate) const GONE: Self = Self(bindings::POLLHUP | bindings::POLLERR);
+}
+
+/// Where a poller is told what to wait for.
+pub(crate) struct Waiter<'a> {
+    file: &'a File,
+    table: PollTable<'a>,
+}
+
+impl Waiter<'_> {
+    /// Has the poller woken whenever `condvar` is notified. To be called before looking whether
+    /// the file is ready: what changes after the look wakes the poller then.
+    pub(crate) fn wait_for(&self, condvar: &PollCondVar) {
+        self.table.register_wait(self.file, condvar);
+    }
+}
+
+/// An extension of [`Kiocb`].
+pub(crate) trait KiocbExt {
+    /// Returns whether the call must not wait: `EAGAIN` is the answer if it would have to.
+    fn nowait(&self) -> bool;
+}
+
+impl<T: ForeignOwnable> KiocbExt for Kiocb<'_, T> {
+    fn nowait(&self) -> bool {
+        // SAFETY: By the type invariants the `struct kiocb` is valid; its flags belong to the call.
+        unsafe { (*self.as_raw()).ki_flags & IOCB_NOWAIT != 0 }
+    }
+}
 
 /// Shorthand for what a callback gets of a file's private data.
 pub(crate) type Borrowed<'a, T> = <<T as FileOperations>::Ptr as ForeignOwnable>::Borrowed<'a>;
@@ -57,8 +120,31 @@ pub(crate) trait FileOperations: Sized + Send + Sync + 'static {
     /// It is what [`FileOperations::read_iter`] does, without the cost of an IO vector.
     fn read(file: Borrowed<'_, Self>, buf: UserSliceWriter, pos: i64) -> Result<usize>;
 
+    /// The same, where little is to be done. `None`: [`FileOperations::read`] has to do it; the
+    /// buffer is untouched.
+    ///
+    /// What is common and short comes first, without the frame and the registers that the rest
+    /// needs.
+    #[inline(always)]
+    fn read_fast(
+        _file: Borrowed<'_, Self>,
+        _buf: UserSliceWriter,
+        _pos: i64,
+    ) -> Option<Result<usize>> {
+        None
+    }
+
     /// Handler for all the other ways to read: `readv(2)`, `preadv(2)`, io_uring.
+    ///
+    /// Where [`KiocbExt::nowait`] says so it does not wait, but answers `EAGAIN`. io_uring then
+    /// polls the file, and tries again when that is ready.
     fn read_iter(kiocb: Kiocb<'_, Self::Ptr>, iov: &mut IovIterDest<'_>) -> Result<usize>;
+
+    /// Handler for `poll(2)`, `select(2)`, `epoll_wait(2)`: says what to wait for, and then what the
+    /// file is ready for at once.
+    ///
+    /// Callers hold locks of their own that are taken for polling only: epoll's, io_uring's.
+    fn poll(file: Borrowed<'_, Self>, waiter: &Waiter<'_>) -> Ready;
 
     /// Handler for `mmap(2)`.
     fn mmap(file: Borrowed<'_, Self>, vma: &VmaNew) -> Result;
@@ -71,14 +157,19 @@ struct Adapter<T>(PhantomData<T>);
 impl<T: FileOperations> MiscDevice for Adapter<T> {
     type Ptr = T::Ptr;
 
-    fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<T::Ptr> {
+    fn open(file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<T::Ptr> {
         let misc = Opaque::cast_from(misc.as_raw());
         // SAFETY: `Adapter<T>` is registered by `Registration::<T>::new` only, hence this is the
         // field of a `Registration<T>`. It is valid: it was initialized whole before it was
         // registered, and `misc_deregister()` waits for running calls of `open`.
         let registration = unsafe { &*kernel::container_of!(misc, Registration<T>, misc) };
 
-        T::open(&registration.data)
+        let private = T::open(&registration.data)?;
+
+        // SAFETY: The file is valid, and nobody else has it yet: it is being opened.
+        unsafe { (*file.as_ptr()).f_mode |= FMODE_NOWAIT };
+
+        Ok(private)
     }
 
     fn read_iter(kiocb: Kiocb<'_, T::Ptr>, iov: &mut IovIterDest<'_>) -> Result<usize> {
@@ -96,6 +187,7 @@ impl<T: FileOperations> Adapter<T> {
     /// The kernel crate's operations, and what they lack.
     const FOPS: bindings::file_operations = bindings::file_operations {
         read: Some(Self::read),
+        poll: Some(Self::poll),
         llseek: Some(bindings::noop_llseek),
         // SAFETY: The pointer is to a constant.
         ..unsafe { *Self::OPTIONS.into_raw::<Self>().fops }
@@ -103,9 +195,58 @@ impl<T: FileOperations> Adapter<T> {
 
     /// # Safety
     ///
+    /// `file` must be a valid file of a registered `Adapter<T>`, and `table` null or valid.
+    unsafe extern "C" fn poll(
+        file: *mut bindings::file,
+        table: *mut bindings::poll_table,
+    ) -> bindings::__poll_t {
+        // SAFETY: The poll call of a file can access the private data, and borrow from it.
+        let private = unsafe { T::Ptr::borrow((*file).private_data) };
+        let waiter = Waiter {
+            // SAFETY: The file is valid for the duration of the call, and so is its position,
+            // which `Adapter<T>` does not lock.
+            file: unsafe { File::from_raw_file(file) },
+            // SAFETY: By the safety requirements of this function.
+            table: unsafe { PollTable::from_raw(table) },
+        };
+
+        T::poll(private, &waiter).0
+    }
+
+    /// # Safety
+    ///
     /// `file` must be a valid file of a registered `Adapter<T>`, and `ppos` a valid position: the VFS
     /// passes null for streams only, and `Adapter<T>` does not open any.
     unsafe extern "C" fn read(
+        file: *mut bindings::file,
+        buf: *mut c_char,
+        len: usize,
+        ppos: *mut bindings::loff_t,
+    ) -> isize {
+        // SAFETY: As for `read_all`. What is borrowed and copied here is used only until then.
+        let fast = unsafe {
+            T::read_fast(
+                T::Ptr::borrow((*file).private_data),
+                UserSlice::new(UserPtr::from_ptr(buf.cast()), len).writer(),
+                *ppos,
+            )
+        };
+        match fast {
+            // The compiler would take the length from what the copy gets, by way of a register
+            // that has to be saved for that.
+            Some(Ok(len)) => Atomic::new(len).read_once() as isize,
+            Some(Err(err)) => errno(err),
+            // SAFETY: The requirements are the same.
+            None => unsafe { Self::read_all(file, buf, len, ppos) },
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Those of `read`.
+    #[cold]
+    #[inline(never)]
+    unsafe extern "C" fn read_all(
         file: *mut bindings::file,
         buf: *mut c_char,
         len: usize,
@@ -118,9 +259,16 @@ impl<T: FileOperations> Adapter<T> {
         // SAFETY: The position is valid by the safety requirements.
         match T::read(file, buf, unsafe { *ppos }) {
             Ok(len) => len as isize,
-            Err(err) => err.to_errno() as isize,
+            Err(err) => errno(err),
         }
     }
+}
+
+/// What a call that failed returns: out of line, so that the others do not pay for it.
+#[cold]
+#[inline(never)]
+fn errno(err: Error) -> isize {
+    err.to_errno() as isize
 }
 
 /// A registered misc device, and what its files are opened from.
