@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the tests need to see, and to do, inside of a guest's kernel.
+//!
+//! In debugfs, below `vmforks/`:
+//!
+//! - `count`: how many times the vmfork notifiers were called. Ours takes `rtnl_lock`, as
+//!   WireGuard's does.
+//! - `hold_rtnl`: who writes a number of milliseconds holds `rtnl_lock` that long, or until a signal
+//!   comes. Whether somebody holds it in this way: what is read.
+//! - `notify`: who writes a number sends that many ACPI notifications, as QEMU's GPE does, but with
+//!   no change of the ID. They have been handled when the write returns.
+//!
+//! Where the kernel can make functions fail (`fail_function`), those that registrations go through
+//! are offered for that; mainline offers none of them.
+
+use kernel::{
+    bindings,
+    debugfs::{
+        Dir,
+        File, //
+    },
+    error::to_result,
+    ffi::{
+        c_int,
+        c_uint,
+        c_ulong,
+        c_void, //
+    },
+    fmt,
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+    types::Opaque,
+    uaccess::UserSliceReader, //
+};
+
+/// How many times the vmfork notifiers were called.
+static COUNT: Atomic<u32> = Atomic::new(0);
+
+/// Whether somebody holds `rtnl_lock` through `hold_rtnl`.
+static HELD: Atomic<bool> = Atomic::new(false);
+
+/// `rtnl_lock`, held.
+struct Rtnl(());
+
+impl Rtnl {
+    fn lock() -> Self {
+        // `include/linux/rtnetlink.h`, which the bindings leave out.
+        extern "C" {
+            fn rtnl_lock();
+        }
+        // SAFETY: All callers may sleep, and hold no lock that is taken inside this one.
+        unsafe { rtnl_lock() };
+        Self(())
+    }
+}
+
+impl Drop for Rtnl {
+    fn drop(&mut self) {
+        extern "C" {
+            fn rtnl_unlock();
+        }
+        // SAFETY: Taken in `lock()`.
+        unsafe { rtnl_unlock() };
+    }
+}
+
+/// A registered vmfork notifier, which counts.
+///
+/// # Invariants
+///
+/// `block` is registered.
+#[pin_data(PinnedDrop)]
+struct Notifier {
+    #[pin]
+    block: Opaque<bindings::notifier_block>,
+}
+
+// SAFETY: A notifier can be unregistered from any thread.
+unsafe impl Send for Notifier {}
+// SAFETY: A shared reference gives access to nothing.
+unsafe impl Sync for Notifier {}
+
+impl Notifier {
+    fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            block <- Opaque::try_ffi_init(|slot: *mut bindings::notifier_block| {
+                let block = bindings::notifier_block {
+                    notifier_call: Some(count),
+                    ..pin_init::zeroed()
+                };
+                // SAFETY: The initializer can write to the provided `slot`.
+                unsafe { slot.write(block) };
+                // SAFETY: The block is valid, pinned, and unregistered before it goes.
+                to_result(unsafe { bindings::register_random_vmfork_notifier(slot) })
+            }),
+        })
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Notifier {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: By the type invariants it is registered.
+        unsafe { bindings::unregister_random_vmfork_notifier(self.block.get()) };
+    }
+}
+
+/// # Safety
+///
+/// To be called where `rtnl_lock` may be taken, as a vmfork notifier is.
+unsafe extern "C" fn count(
+    _block: *mut bindings::notifier_block,
+    _action: c_ulong,
+    _data: *mut c_void,
+) -> c_int {
+    let _rtnl = Rtnl::lock();
+    COUNT.fetch_add(1, Relaxed);
+    bindings::NOTIFY_DONE as c_int
+}
+
+/// Reads a number that somebody writes.
+fn number(reader: &mut UserSliceReader) -> Result<u32> {
+    let mut buf = [0u8; 16];
+    let text = buf.get_mut(..reader.len()).ok_or(EINVAL)?;
+    reader.read_slice(text)?;
+    let text = core::str::from_utf8(text).map_err(|_| EINVAL)?;
+    text.trim().parse().map_err(|_| EINVAL)
+}
+
+fn hold_rtnl(reader: &mut UserSliceReader) -> Result {
+    let _rtnl = Rtnl::lock();
+    // Under the lock, as the network's own ioctls do it: lockdep learns that order, too.
+    let milliseconds = number(reader)?;
+    HELD.store(true, Relaxed);
+    // SAFETY: We may sleep.
+    unsafe { bindings::msleep_interruptible(milliseconds as c_uint) };
+    HELD.store(false, Relaxed);
+    Ok(())
+}
+
+fn notify(reader: &mut UserSliceReader) -> Result {
+    for _ in 0..number(reader)? {
+        // SAFETY: The name is a C string that the function does not write to; the two null
+        // pointers mean "no arguments" and "no result".
+        let status = unsafe {
+            bindings::acpi_evaluate_object(
+                core::ptr::null_mut(),
+                c"\\_GPE._E05".as_char_ptr().cast_mut(),
+                core::ptr::null_mut(),
+                core::ptr::null_mut(),
+            )
+        };
+        if status != 0 {
+            return Err(EIO);
+        }
+    }
+    // SAFETY: We may sleep, and hold no lock.
+    unsafe { bindings::acpi_os_wait_events_complete() };
+    Ok(())
+}
+
+/// The functions that may be made to fail: `ALLOW_ERROR_INJECTION()`.
+#[cfg(CONFIG_FUNCTION_ERROR_INJECTION)]
+mod injectable {
+    use super::*;
+
+    /// `struct error_injection_entry`, with an address that can be had at compile time.
+    #[repr(C)]
+    struct Entry {
+        addr: *const (),
+        etype: c_int,
+    }
+
+    // SAFETY: Nobody follows the pointer, and nobody writes to it.
+    unsafe impl Sync for Entry {}
+
+    macro_rules! entries {
+        ($($name:ident: $etype:ident,)*) => {
+            [$(Entry {
+                addr: bindings::$name as *const (),
+                etype: bindings::$etype as c_int,
+            }),*]
+        };
+    }
+
+    #[used]
+    #[link_section = "_error_injection_whitelist"]
+    static ENTRIES: [Entry; 8] = entries! {
+        __devm_add_action: EI_ETYPE_ERRNO,
+        __platform_driver_register: EI_ETYPE_ERRNO,
+        acpi_dev_install_notify_handler: EI_ETYPE_ERRNO,
+        // Its status 1 is `AE_ERROR`.
+        acpi_evaluate_object: EI_ETYPE_TRUE,
+        acpi_get_handle: EI_ETYPE_TRUE,
+        memremap: EI_ETYPE_NULL,
+        misc_register: EI_ETYPE_ERRNO,
+        vm_iomap_memory: EI_ETYPE_ERRNO,
+    };
+}
+
+#[pin_data]
+struct VmForks {
+    #[pin]
+    _count: File<()>,
+    #[pin]
+    _hold_rtnl: File<()>,
+    #[pin]
+    _notify: File<()>,
+    #[pin]
+    _notifier: Notifier,
+    _dir: Dir,
+}
+
+impl kernel::InPlaceModule for VmForks {
+    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        let dir = Dir::new(c"vmforks");
+        try_pin_init!(Self {
+            _count <- dir.read_callback_file(
+                c"count",
+                (),
+                &|(): &(), f: &mut fmt::Formatter<'_>| writeln!(f, "{}", COUNT.load(Relaxed)),
+            ),
+            _hold_rtnl <- dir.read_write_callback_file(
+                c"hold_rtnl",
+                (),
+                &|(): &(), f: &mut fmt::Formatter<'_>| writeln!(f, "{}", HELD.load(Relaxed)),
+                &|(): &(), reader: &mut UserSliceReader| hold_rtnl(reader),
+            ),
+            _notify <- dir.write_callback_file(
+                c"notify",
+                (),
+                &|(): &(), reader: &mut UserSliceReader| notify(reader),
+            ),
+            _notifier <- Notifier::new(),
+            _dir: dir,
+        })
+    }
+}
+
+module! {
+    type: VmForks,
+    name: "vmforks",
+    authors: ["The vmgenid authors"],
+    description: "What the tests of vmgenid see and do inside of the kernel",
+    license: "GPL v2",
+}
