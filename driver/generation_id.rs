@@ -180,3 +180,111 @@ impl acpi::NotifyHandler for GenerationId {
         self.notified.notify_all();
     }
 }
+
+#[cfg(CONFIG_VMGENID_KUNIT_TEST)]
+#[kunit_tests(vmgenid_reseed_rule)]
+mod tests {
+    use super::*;
+    use pin_init::stack_pin_init;
+
+    const A: Id = [0x1111, 0xaaaa];
+    const B: Id = [0x2222, 0xbbbb];
+
+    /// The IDs that the rule reseeds with when it finds these, one after the other.
+    fn reseeds(rule: &ReseedRule, found: &[Id]) -> KVec<Id> {
+        let mut reseeds = KVec::new();
+        for &id in found {
+            if !rule.is_published(id) {
+                rule.reseed(
+                    || id,
+                    |id| {
+                        let _ = reseeds.push(id, GFP_KERNEL);
+                    },
+                );
+            }
+        }
+        reseeds
+    }
+
+    #[test]
+    fn the_first_id_is_no_change() {
+        stack_pin_init!(let rule = ReseedRule::new(A));
+        assert!(rule.is_published(A));
+        assert!(reseeds(&rule, &[A, A, A]).is_empty());
+    }
+
+    #[test]
+    fn a_change_is_one_reseed() {
+        stack_pin_init!(let rule = ReseedRule::new(A));
+        assert!(!rule.is_published(B));
+        assert_eq!(&reseeds(&rule, &[A, B, B, B])[..], &[B]);
+        assert!(rule.is_published(B));
+    }
+
+    #[test]
+    fn an_id_that_comes_back_is_a_change() {
+        stack_pin_init!(let rule = ReseedRule::new(A));
+        assert_eq!(&reseeds(&rule, &[B, A, B, B])[..], &[B, A, B]);
+    }
+
+    #[test]
+    fn each_half_is_looked_at() {
+        stack_pin_init!(let rule = ReseedRule::new(A));
+        assert!(!rule.is_published([A[0], B[1]]));
+        assert!(!rule.is_published([B[0], A[1]]));
+        assert!(!rule.is_published([A[1], A[0]]));
+        // Seen half written: one more, and the whole ID is not missed.
+        assert_eq!(&reseeds(&rule, &[[B[0], A[1]], B])[..], &[[B[0], A[1]], B]);
+    }
+
+    #[test]
+    fn every_bit_is_looked_at() {
+        stack_pin_init!(let rule = ReseedRule::new([0, 0]));
+        for bit in 0..64 {
+            assert!(!rule.is_published([1 << bit, 0]));
+            assert!(!rule.is_published([0, 1 << bit]));
+        }
+    }
+
+    #[test]
+    fn who_had_to_wait_looks_again() {
+        stack_pin_init!(let rule = ReseedRule::new(A));
+        // B was seen without the lock; by now somebody else has reseeded with it.
+        assert_eq!(&reseeds(&rule, &[B])[..], &[B]);
+        let mut again = false;
+        rule.reseed(|| B, |_| again = true);
+        assert!(!again);
+    }
+
+    #[test]
+    fn the_reseed_is_with_what_is_there_under_the_lock() {
+        stack_pin_init!(let rule = ReseedRule::new(A));
+        let mut with = A;
+        assert!(!rule.is_published([1, 1]));
+        rule.reseed(|| B, |id| with = id);
+        assert_eq!(with, B);
+        assert!(rule.is_published(B));
+        assert!(!rule.is_published([1, 1]));
+    }
+
+    #[test]
+    fn the_id_is_copied_once() {
+        stack_pin_init!(let rule = ReseedRule::new(A));
+        // The hypervisor goes on writing: what is published is what was reseeded with.
+        let looks = Atomic::new(0u64);
+        let mut with = A;
+        rule.reseed(|| [looks.fetch_add(1, Relaxed) + 1, 7], |id| with = id);
+        assert_eq!(looks.load(Relaxed), 1);
+        assert_eq!(with, [1, 7]);
+        assert!(rule.is_published([1, 7]));
+    }
+
+    #[test]
+    fn the_id_is_published_after_the_reseed() {
+        stack_pin_init!(let rule = ReseedRule::new(A));
+        let mut early = true;
+        rule.reseed(|| B, |id| early = rule.is_published(id));
+        assert!(!early);
+        assert!(rule.is_published(B));
+    }
+}

@@ -191,3 +191,37 @@ impl FileOperations for Operations {
         file.counter.mmap(vma)
     }
 }
+
+#[cfg(CONFIG_VMGENID_KUNIT_TEST)]
+#[kunit_tests(vmgenid_node)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counter_is_read_whole_from_the_start() {
+        assert_eq!(check_read(4, 0), Ok(true));
+        for len in [1, 2, 3, 5, 8, 4096, usize::MAX] {
+            assert_eq!(check_read(len, 0), Err(EINVAL));
+        }
+        for pos in [1, 4, -1, i64::MAX, i64::MIN] {
+            assert_eq!(check_read(4, pos), Err(EINVAL));
+        }
+    }
+
+    #[test]
+    fn nothing_can_be_read_anywhere() {
+        for pos in [0, 1, i64::MAX] {
+            assert_eq!(check_read(0, pos), Ok(false));
+        }
+    }
+
+    #[test]
+    fn one_has_the_node() {
+        // This or, where there is one, a device that the very same module is bound to.
+        let claim = Claim::take();
+        assert!(Claim::take().is_none());
+        let ours = claim.is_some();
+        drop(claim);
+        assert_eq!(Claim::take().is_some(), ours);
+    }
+}

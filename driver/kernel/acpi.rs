@@ -300,3 +300,45 @@ unsafe extern "C" fn notify_callback<T: NotifyHandler>(
 
     handler.notify(event);
 }
+
+/// Objects that no firmware made.
+#[cfg(CONFIG_VMGENID_KUNIT_TEST)]
+pub(crate) mod testing {
+    use super::*;
+
+    // INVARIANT, for all of these: The pointers are null with a length of 0, or valid.
+
+    pub(crate) fn integer(value: u64) -> Object {
+        let mut object = bindings::acpi_object::default();
+        object.integer.type_ = bindings::ACPI_TYPE_INTEGER;
+        object.integer.value = value;
+        Object(Opaque::new(object))
+    }
+
+    fn empty(kind: u32) -> Object {
+        let mut object = bindings::acpi_object::default();
+        object.type_ = kind;
+        Object(Opaque::new(object))
+    }
+
+    pub(crate) fn string() -> Object {
+        empty(bindings::ACPI_TYPE_STRING)
+    }
+
+    pub(crate) fn buffer() -> Object {
+        empty(bindings::ACPI_TYPE_BUFFER)
+    }
+
+    pub(crate) fn reference() -> Object {
+        empty(bindings::ACPI_TYPE_LOCAL_REFERENCE)
+    }
+
+    /// Calls `f` with a package of these elements.
+    pub(crate) fn package<R>(elements: &mut [Object], f: impl FnOnce(&Object) -> R) -> R {
+        let mut object = bindings::acpi_object::default();
+        object.package.type_ = bindings::ACPI_TYPE_PACKAGE;
+        object.package.count = elements.len() as u32;
+        object.package.elements = elements.as_mut_ptr().cast();
+        f(&Object(Opaque::new(object)))
+    }
+}

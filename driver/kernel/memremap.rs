@@ -295,3 +295,109 @@ unsafe impl<T: Shared + Send> Send for Mapping<T> {}
 
 // SAFETY: A shared reference gives a shared reference to the `T`, no more.
 unsafe impl<T: Shared + Sync> Sync for Mapping<T> {}
+
+#[cfg(CONFIG_VMGENID_KUNIT_TEST)]
+#[kunit_tests(vmgenid_address)]
+mod tests {
+    use super::*;
+
+    const BEYOND: &str = "is beyond the physical address width";
+
+    /// What is wrong with a range.
+    fn wrong(start: u64, len: usize) -> Option<&'static str> {
+        Range::new(start, len).err()
+    }
+
+    /// A range that nobody checked: for what does not look at memory.
+    fn unchecked(start: u64, len: usize) -> Range {
+        Range { start, len }
+    }
+
+    #[test]
+    fn no_range_ends_beyond_the_address_space() {
+        assert_eq!(wrong(u64::MAX, 1), Some(BEYOND));
+        assert_eq!(wrong(u64::MAX - 7, 16), Some(BEYOND));
+        assert_eq!(wrong(u64::MAX - 15, 16), Some(BEYOND));
+        assert_eq!(wrong(1 << 63, 16), Some(BEYOND));
+        // x86 has at most 52 bits of physical address.
+        assert_eq!(wrong(1 << 52, 16), Some(BEYOND));
+        assert_eq!(wrong((1 << 52) - 8, 16), Some(BEYOND));
+        assert_eq!(wrong(!(PAGE_SIZE as u64 - 1), PAGE_SIZE), Some(BEYOND));
+    }
+
+    #[test]
+    fn a_range_is_not_empty() {
+        assert!(wrong(0xe_0000, 0).is_some());
+    }
+
+    #[test]
+    fn no_byte_is_in_system_ram() {
+        // Wherever this is: the kernel's own code, and a page of its data.
+        for address in [0x100_0000, 0x100_0ff8] {
+            assert_eq!(wrong(address, 16), Some("is in System RAM"));
+        }
+    }
+
+    #[test]
+    fn ranges_overlap_when_they_share_a_byte() {
+        let page = unchecked(0x1000, 0x1000);
+        for (start, len, overlaps) in [
+            (0x0, 0x1000, false),
+            (0x0, 0x1001, true),
+            (0xff8, 16, true),
+            (0xff0, 16, false),
+            (0x1000, 1, true),
+            (0x1ff8, 16, true),
+            (0x1fff, 1, true),
+            (0x2000, 16, false),
+            (0x0, 0x10000, true),
+        ] {
+            let other = unchecked(start, len);
+            assert_eq!(page.overlaps(&other), overlaps);
+            assert_eq!(other.overlaps(&page), overlaps);
+        }
+    }
+
+    #[test]
+    fn ranges_at_the_top_do_not_wrap() {
+        let top = unchecked(u64::MAX - 0x1fff, 0x1000);
+        assert!(!top.overlaps(&unchecked(0, 0x1000)));
+        assert!(top.overlaps(&unchecked(u64::MAX - 0x1000 - 8, 16)));
+    }
+
+    #[test]
+    fn a_counter_has_a_whole_page() {
+        for start in [1, 8, 0x28, 0x800, 0xe_0fff] {
+            let page = ReservedPage::new(start);
+            assert_eq!(page.err(), Some("is not page aligned"));
+        }
+    }
+
+    #[test]
+    fn the_chipset_is_no_memory() {
+        for (start, len, chipset) in [
+            (0xfebf_f000, 0x1000, false),
+            (0xfebf_f000, 0x1001, true),
+            (0xfec0_0000, 0x1000, true),
+            (0xfee0_0000, 0x1000, true),
+            (0xffff_f000, 0x1000, true),
+        ] {
+            let range = unchecked(start, len);
+            // Below that there is PCI's window, on all PCs that have one: also a device's.
+            assert!(range.has_device() || !chipset);
+        }
+        assert!(!unchecked(1 << 38, 0x1000).has_device());
+    }
+
+    #[test]
+    fn not_every_hole_is_reserved() {
+        // Where PCs have the memory of their graphics card, and what is above all of their RAM.
+        for start in [0xa_0000, 1 << 38] {
+            let page = ReservedPage::new(start);
+            assert_eq!(
+                page.err(),
+                Some("is not in memory that the firmware reserved")
+            );
+        }
+    }
+}

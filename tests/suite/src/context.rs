@@ -34,9 +34,25 @@ impl Context {
         })
     }
 
+    /// The same, for guests whose kernels are to report something.
+    pub fn unjudged(&self) -> Self {
+        let mut host = self.host.clone();
+        host.at_end = None;
+        Self {
+            host,
+            top: self.top.clone(),
+            reports: Reports::default(),
+        }
+    }
+
     /// A program of ours on the host.
     pub fn program(&self, name: &str) -> PathBuf {
         self.top.join("out/bin").join(name)
+    }
+
+    /// A module of ours, for the kernel that the guests have.
+    pub fn module(&self, name: &str) -> PathBuf {
+        self.top.join("out").join(kernel::default()).join(name)
     }
 
     /// Boots a guest that has the test programs.

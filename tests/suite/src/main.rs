@@ -7,10 +7,12 @@ mod checkers;
 mod clones;
 mod context;
 mod guests;
+mod kunit;
 mod promises;
 mod qemu;
 mod reports;
 mod reseeds;
+mod shared;
 mod tool;
 
 use anyhow::Result;
@@ -28,6 +30,12 @@ const TINY_ONLY: [&str; 4] = [
     "tool::",
 ];
 
+/// What needs a kernel in which things can be made to fail.
+const DEBUG_ONLY: &str = "faults::";
+
+/// What takes an hour.
+const SOAK: &str = "stress::soak";
+
 fn main() -> ExitCode {
     let mut args = Arguments::from_args();
     // Ctrl-C ends each test with an error, and its guests with it.
@@ -37,11 +45,12 @@ fn main() -> ExitCode {
     }
     // One test spends its time waiting for a guest to grow old.
     args.test_threads = args.test_threads.or(Some(3));
-    let tests: [&[Test]; 6] = [
+    let tests: [&[Test]; 7] = [
         checkers::TESTS,
         clones::TESTS,
         reseeds::TESTS,
         guests::TESTS,
+        kunit::TESTS,
         qemu::TESTS,
         tool::TESTS,
     ];
@@ -49,19 +58,30 @@ fn main() -> ExitCode {
     for (name, test) in tests.into_iter().flatten() {
         let name = name.trim_start_matches("suite::");
         let trial = Trial::test(name, move || run(*test).map_err(failed));
-        let elsewhere = TINY_ONLY.iter().any(|start| name.starts_with(start));
-        trials.push(trial.with_ignored_flag(elsewhere && vm::kernel::default() != "tiny"));
+        trials.push(trial.with_ignored_flag(is_ignored(name)));
     }
-    match promises::trials() {
-        Ok(promises) => trials.extend(promises),
-        Err(err) => {
-            eprintln!("suite: {err:#}");
-            return ExitCode::FAILURE;
+    for shared in [promises::trials()] {
+        match shared {
+            Ok(shared) => trials.extend(shared),
+            Err(err) => {
+                eprintln!("suite: {err:#}");
+                return ExitCode::FAILURE;
+            }
         }
     }
 
     let conclusion = libtest_mimic::run(&args, trials);
     conclusion.exit_code()
+}
+
+/// Whether a test is not for the kernel at hand.
+fn is_ignored(name: &str) -> bool {
+    let any = |names: &[&str]| names.iter().any(|start| name.starts_with(start));
+    match vm::kernel::default().as_str() {
+        "tiny" => any(&[DEBUG_ONLY, SOAK]),
+        "debug" => any(&TINY_ONLY) || any(&[SOAK]),
+        _ => any(&TINY_ONLY) || any(&[DEBUG_ONLY, SOAK]),
+    }
 }
 
 /// Runs a test. What its guests' kernels reported counts, too.
