@@ -112,6 +112,7 @@ fn stream(context: &Context, flavour: Flavour, device: &str) -> Result<Vec<u8>> 
         qemu_arg: ["-device", device, "-rtc", "base=2026-01-01,clock=vm"]
             .map(String::from)
             .into(),
+        memory: Some(64),
         ..Options::default()
     };
     let vm = context.boot(options)?;
@@ -123,26 +124,30 @@ fn stream(context: &Context, flavour: Flavour, device: &str) -> Result<Vec<u8>> 
 
 fn without_genctr_the_migration_stream_is_that_of_stock_qemu(context: &Context) -> Result<()> {
     let device = format!("vmgenid,id=vmgenid,guid={GUID}");
-    let stock = stream(context, Flavour::Stock, &device)?;
-    let again = stream(context, Flavour::Stock, &device)?;
+    // Where the RAM is cut into sections is a matter of time: streams of the
+    // same machine can differ by that on a busy host. Equal streams cannot come
+    // about in any other way than by being the same.
+    let mut stock = Vec::new();
+    let mut ours = Vec::new();
+    while !ours.iter().any(|ours| stock.contains(ours)) {
+        ensure!(
+            stock.len() < 8,
+            "none of {0} streams is like one of {0} of stock QEMU",
+            stock.len()
+        );
+        stock.push(stream(context, Flavour::Stock, &device)?);
+        ours.push(stream(context, Flavour::Genctr, &device)?);
+    }
     ensure!(
-        stock == again,
-        "two streams of stock QEMU differ: the comparison is void"
-    );
-    let ours = stream(context, Flavour::Genctr, &device)?;
-    ensure!(
-        stock.windows(7).any(|at| at == b"vmgenid"),
+        stock[0].windows(7).any(|at| at == b"vmgenid"),
         "the stream has no vmgenid at all"
-    );
-    ensure!(
-        stock == ours,
-        "the streams differ ({} and {} bytes)",
-        stock.len(),
-        ours.len()
     );
 
     let with = stream(context, Flavour::Genctr, &format!("{device},genctr=42"))?;
-    ensure!(with != ours, "a counter makes no difference to the stream");
+    ensure!(
+        !stock.contains(&with) && !ours.contains(&with),
+        "a counter makes no difference to the stream"
+    );
     Ok(())
 }
 
