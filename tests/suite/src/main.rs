@@ -6,6 +6,7 @@
 mod checkers;
 mod clones;
 mod context;
+mod firmware;
 mod guests;
 mod kunit;
 mod promises;
@@ -45,9 +46,10 @@ fn main() -> ExitCode {
     }
     // One test spends its time waiting for a guest to grow old.
     args.test_threads = args.test_threads.or(Some(3));
-    let tests: [&[Test]; 7] = [
+    let tests: [&[Test]; 8] = [
         checkers::TESTS,
         clones::TESTS,
+        firmware::TESTS,
         reseeds::TESTS,
         guests::TESTS,
         kunit::TESTS,
@@ -60,7 +62,7 @@ fn main() -> ExitCode {
         let trial = Trial::test(name, move || run(*test).map_err(failed));
         trials.push(trial.with_ignored_flag(is_ignored(name)));
     }
-    for shared in [promises::trials()] {
+    for shared in [promises::trials(), firmware::trials()] {
         match shared {
             Ok(shared) => trials.extend(shared),
             Err(err) => {

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Hostile firmware: tables with every malformation that we can think of, a
+//! device in each, and what the driver makes of it: what the contract says, in
+//! one line of the kernel's log, and nothing that spoils another device.
+//!
+//! All tables for a kind of machine are in one guest, in which the system binds
+//! nothing by itself: each test loads the module, binds its device, looks, and
+//! takes it all back. In one more guest the system binds them all at boot.
+
+mod guest;
+mod rows;
+mod table;
+
+use crate::{
+    context::{Context, counter, no_node, reseeds, wait},
+    failed,
+    shared::Shared,
+    tests,
+};
+use anyhow::{Context as _, Result, ensure};
+use guest::{Guest, Machine};
+use libtest_mimic::Trial;
+use rows::{Outcome, SECOND};
+use table::Tables;
+use vm::Options;
+
+tests! {
+    all_of_addr_at_boot
+    all_others_at_boot
+    all_of_a_q35_at_boot
+}
+
+/// A test that takes more than binding one device.
+type Scenario = (&'static str, fn(&Guest) -> Result<()>);
+
+type Test = Box<dyn Fn(&Guest) -> Result<()> + Send>;
+
+const SCENARIOS: &[Scenario] = &[
+    ("a_notification_from_the_table_reseeds", notification),
+    ("a_storm_of_10000_notifications_reseeds_once_per_id", storm),
+    ("objects_that_change_are_looked_at_anew", moving),
+];
+
+/// A guest's options with a sound device, whose objects are no methods. The
+/// tables are needed until it is booted.
+pub fn plain(context: &Context) -> Result<(Tables, Options)> {
+    let mut rows = Machine::Pc.rows();
+    rows.retain(|row| row.name == "sound_names");
+    let tables = Tables::compile(context, &rows)?;
+    let mut options = Machine::Pc.options();
+    options.qemu_arg.extend(tables.arguments());
+    options.no_module = false;
+    Ok((tables, options))
+}
+
+pub fn trials() -> Result<Vec<Trial>> {
+    let mut trials = Vec::new();
+    for machine in [Machine::PcAddr, Machine::Pc, Machine::Q35] {
+        let rows = machine.rows();
+        let shared = Shared::new()?;
+        let mut trial = |name: &str, test: Test| {
+            let shared = shared.clone();
+            trials.push(Trial::test(format!("firmware::{name}"), move || {
+                let boot = |context: &Context| Guest::boot(context, machine);
+                shared
+                    .test(boot, |guest| loaded(guest, test))
+                    .map_err(failed)
+            }));
+        };
+        for (n, row) in rows.iter().enumerate() {
+            let again = machine == Machine::PcAddr && n == 0;
+            if row.outcome != Outcome::Various && !again {
+                trial(&row.name, Box::new(move |guest| guest.check(n)));
+            }
+        }
+        if machine == Machine::Pc {
+            for (name, scenario) in SCENARIOS {
+                trial(name, Box::new(scenario));
+            }
+        }
+    }
+    Ok(trials)
+}
+
+/// A test with the module loaded anew: it knows no device yet.
+fn loaded(guest: &Guest, test: impl FnOnce(&Guest) -> Result<()>) -> Result<()> {
+    guest.load()?;
+    test(guest)?;
+    guest.unload()
+}
+
+fn all_of_addr_at_boot(context: &Context) -> Result<()> {
+    all_at_boot(context, Machine::PcAddr)
+}
+
+fn all_others_at_boot(context: &Context) -> Result<()> {
+    all_at_boot(context, Machine::Pc)
+}
+
+fn all_of_a_q35_at_boot(context: &Context) -> Result<()> {
+    all_at_boot(context, Machine::Q35)
+}
+
+/// The firmware changes the ID and the counter, and notifies.
+fn notification(guest: &Guest) -> Result<()> {
+    let device = guest.find("notifying")?;
+    guest.expect(device, &Outcome::Node)?;
+    let before = reseeds(&guest.vm)?;
+    for n in 1..=3 {
+        // Reading the attribute runs the method.
+        let attribute = format!("/sys/bus/acpi/devices/{}/sun", guest.device(device));
+        guest.vm.shell(&format!("cat {attribute}"))?;
+        wait("a reseed", || {
+            Ok((reseeds(&guest.vm)? >= before + n).then_some(()))
+        })?;
+        let value = guest.counter(device) + n as u32;
+        let said = counter(&guest.vm)?;
+        ensure!(said == format!("read {value}, mapped {value}"), "{said}");
+    }
+    ensure!(reseeds(&guest.vm)? == before + 3, "more than one reseed");
+    guest.unbind(device)
+}
+
+/// The firmware notifies 10,000 times, and changes the ID 20 times meanwhile.
+fn storm(guest: &Guest) -> Result<()> {
+    let device = guest.find("storming")?;
+    guest.expect(device, &Outcome::Node)?;
+    let before = reseeds(&guest.vm)?;
+    let attribute = format!("/sys/bus/acpi/devices/{}/sun", guest.device(device));
+    guest.vm.shell(&format!("cat {attribute}"))?;
+    // This waits for the handlers that are under way.
+    guest.unbind(device)?;
+    let count = reseeds(&guest.vm)? - before;
+    ensure!((1..=20).contains(&count), "{count} reseeds for 20 new IDs");
+
+    // The last one was seen: nothing is left to do.
+    guest.expect(device, &Outcome::Node)?;
+    counter(&guest.vm)?;
+    ensure!(reseeds(&guest.vm)? == before + count, "one more reseed");
+    guest.unbind(device)
+}
+
+/// `ADDR` says something else each time.
+fn moving(guest: &Guest) -> Result<()> {
+    let device = guest.find("moving")?;
+    guest.expect(device, &Outcome::Node)?;
+    guest.unbind(device)?;
+    guest.expect(device, &rows::refused(rows::RAM))?;
+    no_node(&guest.vm)?;
+    // The ID is now in the counter's page, which processes could map.
+    guest.expect(device, &rows::refused(rows::PUBLIC))?;
+    no_node(&guest.vm)?;
+    guest.expect(device, &Outcome::Node)?;
+    guest.unbind(device)
+}
+
+/// The same tables, and QEMU's own device, without somebody who looks after
+/// them: the module is loaded when the machine boots.
+fn all_at_boot(context: &Context, machine: Machine) -> Result<()> {
+    let guest = Guest::boot_all(context, machine)?;
+    let log = guest.vm.shell("dmesg")?;
+    for (n, row) in guest.rows.iter().enumerate() {
+        // QEMU's own device is looked at first, and has the node.
+        let second = Outcome::Reseeds(Some(SECOND.into()));
+        let outcome = match row.beside.as_ref().unwrap_or(&row.outcome) {
+            Outcome::Various => continue,
+            Outcome::Node => &second,
+            outcome => outcome,
+        };
+        guest
+            .expect_lines(n, outcome, &log)
+            .and_then(|()| guest.expect_driver(n, outcome))
+            .with_context(|| row.name.clone())?;
+    }
+    let said = counter(&guest.vm)?;
+    ensure!(said == "read 42, mapped 42", "the sound device: {said}");
+    Ok(())
+}

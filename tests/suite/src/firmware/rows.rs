@@ -1,0 +1,702 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What firmware can say, a row each, and what the driver has to make of it.
+
+use super::table;
+
+/// A device, in a table of its own.
+pub struct Row {
+    pub name: String,
+    /// How the system knows it.
+    pub names: &'static str,
+    /// What is in the device.
+    pub asl: String,
+    /// What is outside of it.
+    pub outside: &'static str,
+    /// Bytes of the AML, and what to put there instead.
+    pub patch: Option<(&'static [u8], &'static [u8])>,
+    /// What it gets where nothing else is bound.
+    pub outcome: Outcome,
+    /// What it gets beside a sound device that has the node, if that differs,
+    /// and not only in that the node is gone.
+    pub beside: Option<Outcome>,
+    /// The counter there, if it is another's.
+    pub counter: Option<u32>,
+}
+
+/// What a device gets.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// Not even a driver: the system does not see it.
+    Nothing,
+    /// No driver, for want of a generation ID; with this line.
+    Missing,
+    /// No driver, for what is wrong with `ADDR`.
+    Refused(String),
+    /// Reseeding only, for what is wrong with `CTRA`, if there is one.
+    Reseeds(Option<String>),
+    /// The device node, and no word.
+    Node,
+    /// It has a test of its own.
+    Various,
+}
+
+const NAMES: &str = r#"Name (_HID, "VMGENCTR")"#;
+
+/// The two objects, as they should be.
+const ADDR: &str = "Name (ADDR, Package () { <id>, 0 })";
+const CTRA: &str = "Name (CTRA, Package () { <page>, 0 })";
+
+const NOT_A_PACKAGE: &str = "is not a package";
+const NOT_TWO: &str = "is not a package of two elements";
+const NOT_INTEGER: &str = "has an element that is not an integer";
+const FAILS: &str = "cannot be evaluated";
+const ZERO: &str = "is zero";
+const BEYOND: &str = "is beyond the physical address width";
+pub const RAM: &str = "is in System RAM";
+const UNALIGNED: &str = "is not 8-byte aligned";
+const NOT_A_PAGE: &str = "is not page aligned";
+const NOT_RESERVED: &str = "is not in memory that the firmware reserved";
+const DEVICE: &str = "is in a device's memory or in ROM";
+const SECRET: &str = "holds a generation ID";
+pub const PUBLIC: &str = "is in the page of a generation counter";
+
+/// What a second device has to hear.
+pub const SECOND: &str = "another device has /dev/vmgenid: reseeding only";
+
+/// What can be wrong with either object: `@` is its name, `<at>` the address
+/// that would be right.
+const WRONG: &[(&str, &str, &str)] = &[
+    ("is_an_integer", "Name (@, <at>)", NOT_A_PACKAGE),
+    ("is_a_string", r#"Name (@, "<at>")"#, NOT_A_PACKAGE),
+    (
+        "is_a_buffer",
+        "Name (@, Buffer () { 0, 0, 0, 9, 0, 0, 0, 0 })",
+        NOT_A_PACKAGE,
+    ),
+    (
+        "is_a_field",
+        "OperationRegion (REG, SystemMemory, <base>, 0x100)
+         Field (REG, DWordAcc, NoLock, Preserve) { @, 32 }",
+        NOT_A_PACKAGE,
+    ),
+    ("is_a_device", "Device (@) {}", FAILS),
+    ("is_a_mutex", "Mutex (@, 0)", FAILS),
+    (
+        "is_an_operation_region",
+        "OperationRegion (@, SystemMemory, <base>, 0x100)",
+        FAILS,
+    ),
+    ("is_an_empty_package", "Name (@, Package () {})", NOT_TWO),
+    ("has_1_element", "Name (@, Package () { <at> })", NOT_TWO),
+    (
+        "has_3_elements",
+        "Name (@, Package () { <at>, 0, 0 })",
+        NOT_TWO,
+    ),
+    (
+        "has_3_elements_of_which_1_is_missing",
+        "Name (@, Package (3) { <at>, 0 })",
+        NOT_TWO,
+    ),
+    (
+        "has_20000_elements",
+        "Method (@) { Local0 = 20000 Local1 = Package (Local0) {} Return (Local1) }",
+        NOT_TWO,
+    ),
+    (
+        "is_a_package_in_a_package",
+        "Name (@, Package () { Package () { <at>, 0 } })",
+        NOT_TWO,
+    ),
+    (
+        "is_two_packages",
+        "Name (@, Package () { Package () { <at> }, Package () { 0 } })",
+        NOT_INTEGER,
+    ),
+    (
+        "is_packages_all_the_way_down",
+        "Name (@, Package () { <at>, Package () { Package () { Package () { Package () {} } } } })",
+        NOT_INTEGER,
+    ),
+    (
+        "is_two_strings",
+        r#"Name (@, Package () { "<at>", "0" })"#,
+        NOT_INTEGER,
+    ),
+    (
+        "is_two_buffers",
+        "Name (@, Package () { Buffer () { 0, 0, 0, 9 }, Buffer () { 0, 0, 0, 0 } })",
+        NOT_INTEGER,
+    ),
+    (
+        "has_a_device_in_it",
+        "Device (DEV) {} Name (@, Package () { <at>, DEV })",
+        NOT_INTEGER,
+    ),
+    (
+        "has_a_method_in_it",
+        "Method (MET) { Return (0) } Name (@, Package () { <at>, MET })",
+        NOT_INTEGER,
+    ),
+    (
+        "has_a_name_in_it_that_is_missing",
+        "External (GONE, UnknownObj) Name (@, Package () { <at>, GONE })",
+        NOT_INTEGER,
+    ),
+    (
+        "has_an_element_that_was_left_out",
+        "Name (@, Package (2) { <at> })",
+        NOT_INTEGER,
+    ),
+    ("is_zero", "Name (@, Package () { 0, 0 })", ZERO),
+    (
+        "is_in_system_ram",
+        "Name (@, Package () { 0x04000000, 0 })",
+        RAM,
+    ),
+    (
+        "is_in_the_kernel",
+        "Name (@, Package () { 0x01000000, 0 })",
+        RAM,
+    ),
+    (
+        "is_in_ram_above_4_gib",
+        "Name (@, Package () { 0x01000000, 1 })",
+        RAM,
+    ),
+    (
+        "begins_in_ram_and_ends_in_reserved_memory",
+        "Name (@, Package () { <before>, 0 })",
+        RAM,
+    ),
+    (
+        "begins_in_reserved_memory_and_ends_in_ram",
+        "Name (@, Package () { <after>, 0 })",
+        RAM,
+    ),
+    (
+        "is_the_first_address_beyond_the_width",
+        "Name (@, Package () { 0, 0x100 })",
+        BEYOND,
+    ),
+    (
+        "ends_at_the_top_of_the_address_space",
+        "Name (@, Package () { <top>, 0xFFFFFFFF })",
+        BEYOND,
+    ),
+    (
+        "names_what_is_missing",
+        "External (GONE, UnknownObj) Method (@) { Return (GONE) }",
+        FAILS,
+    ),
+    (
+        "divides_by_zero",
+        "Method (@) { Local0 = 0 Local1 = 1 / Local0 Return (Package () { <at>, 0 }) }",
+        FAILS,
+    ),
+    (
+        "looks_beyond_a_package",
+        "Method (@) { Local0 = 5 Return (DerefOf (Index (Package () { <at>, 0 }, Local0))) }",
+        FAILS,
+    ),
+    ("calls_itself", "Method (@) { Return (@ ()) }", FAILS),
+    (
+        // ACPICA is lenient: it makes one up, and an integer of what is returned.
+        "wants_an_argument",
+        "Method (@, 1) { Return (Arg0) }",
+        NOT_A_PACKAGE,
+    ),
+    (
+        "reads_a_local_that_it_never_wrote",
+        "Method (@) { Return (Local0) }",
+        NOT_A_PACKAGE,
+    ),
+    ("is_fatal", "Method (@) { Fatal (2, 0x12345678, 0) }", FAILS),
+    // Lenient here, too.
+    ("returns_nothing", "Method (@) {}", NOT_A_PACKAGE),
+    (
+        "returns_what_it_did_last",
+        "Method (@) { Local0 = <at> }",
+        NOT_A_PACKAGE,
+    ),
+    (
+        "returns_a_device",
+        "Device (DEV) {} Method (@) { Return (DEV) }",
+        FAILS,
+    ),
+    (
+        "returns_an_index",
+        "Name (PAK, Package () { <at>, 0 }) Method (@) { Return (Index (PAK, 0)) }",
+        NOT_A_PACKAGE,
+    ),
+];
+
+/// What is wrong with `ADDR` only.
+const WRONG_ADDR: &[(&str, &str, &str)] = &[
+    (
+        "addr_is_all_ones",
+        "Name (ADDR, Package () { 0xFFFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF })",
+        UNALIGNED,
+    ),
+    (
+        "addr_is_aligned_to_4_bytes",
+        "Name (ADDR, Package () { <id+4>, 0 })",
+        UNALIGNED,
+    ),
+    (
+        "addr_is_odd",
+        "Name (ADDR, Package () { <id+1>, 0 })",
+        UNALIGNED,
+    ),
+    (
+        "addr_overflows",
+        "Name (ADDR, Package () { 0xFFFFFFF8, 0xFFFFFFFF })",
+        BEYOND,
+    ),
+    (
+        "addr_has_8_bytes_beyond_the_width",
+        "Name (ADDR, Package () { 0xFFFFFFF8, 0xFF })",
+        BEYOND,
+    ),
+];
+
+/// What is wrong with `CTRA` only, on any machine.
+const WRONG_CTRA: &[(&str, &str, &str)] = &[
+    (
+        "ctra_is_all_ones",
+        "Name (CTRA, Package () { 0xFFFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF })",
+        NOT_A_PAGE,
+    ),
+    (
+        "ctra_is_aligned_to_8_bytes",
+        "Name (CTRA, Package () { <page+8>, 0 })",
+        NOT_A_PAGE,
+    ),
+    (
+        "ctra_is_aligned_to_2048_bytes",
+        "Name (CTRA, Package () { <page+0x800>, 0 })",
+        NOT_A_PAGE,
+    ),
+    (
+        "ctra_is_the_ids_page",
+        "Name (CTRA, Package () { <base>, 0 })",
+        SECRET,
+    ),
+    (
+        "ctra_is_in_a_pci_hole",
+        "Name (CTRA, Package () { 0xD0000000, 0 })",
+        NOT_RESERVED,
+    ),
+    (
+        "ctra_is_in_acpi_tables",
+        "Name (CTRA, Package () { 0x0A100000, 0 })",
+        NOT_RESERVED,
+    ),
+    (
+        "ctra_is_half_in_a_pci_hole",
+        "Name (CTRA, Package () { 0xC0000000, 0 })",
+        NOT_RESERVED,
+    ),
+    (
+        "ctra_is_the_io_apic",
+        "Name (CTRA, Package () { 0xFEC00000, 0 })",
+        NOT_RESERVED,
+    ),
+    (
+        "ctra_is_the_hpet",
+        "Name (CTRA, Package () { 0xFED00000, 0 })",
+        NOT_RESERVED,
+    ),
+    (
+        "ctra_is_the_local_apic",
+        "Name (CTRA, Package () { 0xFEE00000, 0 })",
+        NOT_RESERVED,
+    ),
+    (
+        "ctra_is_the_video_rom",
+        "Name (CTRA, Package () { 0x000C0000, 0 })",
+        NOT_RESERVED,
+    ),
+    (
+        "ctra_is_the_bios_rom",
+        "Name (CTRA, Package () { 0x000F0000, 0 })",
+        DEVICE,
+    ),
+    (
+        "ctra_is_a_pci_bar",
+        "Name (CTRA, Package () { <bar>, 0 })",
+        NOT_RESERVED,
+    ),
+];
+
+/// Other ways to say it right: the whole of the ASL.
+const SOUND: &[(&str, &str)] = &[
+    // QEMU's DSDT is of revision 1: the system cuts all integers to 32 bits
+    // before the driver sees them.
+    (
+        "halves_of_33_bits_where_integers_have_32",
+        "Name (ADDR, Package () { <id+0x100000000>, 0x100000000 })
+         Name (CTRA, Package () { <page+0x100000000>, 0x100000000 })",
+    ),
+    ("names", "<ADDR> <CTRA>"),
+    (
+        "methods",
+        "Method (ADDR) { Return (Package () { <id>, 0 }) }
+         Method (CTRA, 0, Serialized) { Local0 = Package (2) {} Local0[0] = <page> Local0[1] = 0 Return (Local0) }",
+    ),
+    (
+        "packages_of_names",
+        "Name (ILO, <id>) Name (CLO, <page>) Name (HIGH, 0)
+         Name (ADDR, Package () { ILO, HIGH }) Name (CTRA, Package () { CLO, HIGH })",
+    ),
+    (
+        "packages_by_reference",
+        "Name (PAK, Package () { <id>, 0 }) Name (PAC, Package () { <page>, 0 })
+         Method (ADDR) { Return (RefOf (PAK)) } Method (CTRA) { Return (RefOf (PAC)) }",
+    ),
+    (
+        "packages_of_a_length_known_later",
+        "Method (ADDR) { Local0 = 2 Return (Package (Local0) { <id>, 0 }) } <CTRA>",
+    ),
+    (
+        "methods_that_sleep",
+        "Method (ADDR) { Sleep (50) Return (Package () { <id>, 0 }) }
+         Method (CTRA) { Sleep (50) Return (Package () { <page>, 0 }) }",
+    ),
+    (
+        "methods_that_loop",
+        "Method (ADDR) { Local0 = 10000 While (Local0) { Local0-- } Return (Package () { <id>, 0 }) }
+         Method (CTRA) { Local0 = 10000 While (Local0) { Local0-- } Return (Package () { <page>, 0 }) }",
+    ),
+    (
+        "a_notification_before_the_handler_is_there",
+        "Method (ADDR) { Notify (<self>, 0x80) Return (Package () { <id>, 0 }) } <CTRA>",
+    ),
+    (
+        "a_notification_before_probe_ends",
+        "<ADDR> Method (CTRA) { Notify (<self>, 0x80) Return (Package () { <page>, 0 }) }",
+    ),
+    (
+        "notifications_of_every_value",
+        "Method (ALL) { Local0 = 0 While (Local0 < 0x100) { Notify (<self>, Local0) Local0++ } }
+         Method (ADDR) { ALL () Return (Package () { <id>, 0 }) }
+         Method (CTRA) { ALL () Return (Package () { <page>, 0 }) }",
+    ),
+    (
+        "a_storm_before_probe_ends",
+        "<ADDR>
+         Method (CTRA)
+         {
+             Local0 = 10000
+             While (Local0) { Notify (<self>, 0x80) Local0-- }
+             Return (Package () { <page>, 0 })
+         }",
+    ),
+    (
+        "an_id_that_ends_where_the_page_begins",
+        "Name (ADDR, Package () { <page-16>, 0 }) <CTRA>",
+    ),
+    (
+        "an_id_that_begins_where_the_page_ends",
+        "Name (ADDR, Package () { <page+0x1000>, 0 }) <CTRA>",
+    ),
+    (
+        "a_resource_over_the_page",
+        "<ADDR> <CTRA>
+         Name (_CRS, ResourceTemplate () { Memory32Fixed (ReadWrite, <base>, 0x2000) })",
+    ),
+];
+
+/// What a PC's firmware can say of `ADDR`: the system takes 128 tables, and
+/// there are more.
+pub fn pc_addr() -> Vec<Row> {
+    pc_with(|name| name.starts_with("addr_"))
+}
+
+/// What else it can say.
+pub fn pc() -> Vec<Row> {
+    pc_with(|name| !name.starts_with("addr_"))
+}
+
+/// The sound one comes first: others are tried beside it.
+fn pc_with(wanted: impl Fn(&str) -> bool) -> Vec<Row> {
+    let mut rows = all_of_pc();
+    rows.retain(|row| row.name == "sound" || wanted(&row.name));
+    rows
+}
+
+fn all_of_pc() -> Vec<Row> {
+    let mut rows = vec![
+        row("sound", "<ADDR> <CTRA>", Outcome::Node),
+        // ADDR and CTRA are in the scope above, for all to find who look there.
+        Row {
+            outside: "Name (\\_SB.ADDR, Package () { <id>, 0 }) Name (\\_SB.CTRA, Package () { <page>, 0 })",
+            ..row("addr_is_missing", "<CTRA>", Outcome::Missing)
+        },
+        row("both_are_missing", "", Outcome::Missing),
+        row("ctra_is_missing", "<ADDR>", Outcome::Reseeds(None)),
+        row(
+            "both_are_wrong",
+            "Name (ADDR, 0) Name (CTRA, 0)",
+            refused(NOT_A_PACKAGE),
+        ),
+        row(
+            "addr_is_in_a_pci_hole",
+            "Name (ADDR, Package () { 0xD0000000, 0 })",
+            Outcome::Reseeds(None),
+        ),
+        row(
+            "addr_is_a_pci_bar",
+            "Name (ADDR, Package () { <bar>, 0 })",
+            Outcome::Reseeds(None),
+        ),
+        row(
+            "addr_is_the_io_apic",
+            "Name (ADDR, Package () { 0xFEC00000, 0 })",
+            Outcome::Reseeds(None),
+        ),
+        row(
+            "addr_is_the_local_apic",
+            "Name (ADDR, Package () { 0xFEE00000, 0 })",
+            Outcome::Reseeds(None),
+        ),
+        row(
+            "addr_is_in_the_bios_rom",
+            "Name (ADDR, Package () { 0x000F0000, 0 })",
+            Outcome::Reseeds(None),
+        ),
+        row(
+            "addr_is_in_the_last_16_bytes_of_the_width",
+            "Name (ADDR, Package () { 0xFFFFFFF0, 0xFF })",
+            Outcome::Reseeds(None),
+        ),
+        row(
+            "addr_leaves_reserved_memory_for_a_pci_hole",
+            "Name (ADDR, Package () { 0xC00007F8, 0 })",
+            Outcome::Reseeds(None),
+        ),
+        row(
+            "ctra_holds_the_ids_last_8_bytes",
+            "Name (ADDR, Package () { <page-8>, 0 }) <CTRA>",
+            reseeds(SECRET),
+        ),
+        row(
+            "ctra_holds_the_ids_first_8_bytes",
+            "Name (ADDR, Package () { <page+0xff8>, 0 }) <CTRA>",
+            reseeds(SECRET),
+        ),
+        row(
+            "the_device_is_absent",
+            "<ADDR> <CTRA> Method (_STA) { Return (0) }",
+            Outcome::Nothing,
+        ),
+        Row {
+            names: r#"Name (_HID, "QEMUVGID") Name (_CID, "VM_Gen_Counter")"#,
+            ..row("sound_by_its_cid", "<ADDR> <CTRA>", Outcome::Node)
+        },
+        Row {
+            names: r#"Name (_HID, "VMGT0001") Name (_CID, Package () { "VMGT0002", "VMGENCTR", "VM_GEN_COUNTER" })"#,
+            ..row("sound_by_one_of_its_cids", "<ADDR> <CTRA>", Outcome::Node)
+        },
+        // The compiler would count for itself: 3 elements, announced as 2.
+        Row {
+            patch: Some((
+                b"\x03\x0c\x00\x30\x22\x11\x0c\x88\x77\x66\x55",
+                b"\x02\x0c\x00\x30\x22\x11\x0c\x88\x77\x66\x55",
+            )),
+            ..row(
+                "ctra_has_an_element_more_than_it_says",
+                "<ADDR> Name (CTRA, Package () { 0x11223000, 0x55667788, 0 })",
+                reseeds(BEYOND),
+            )
+        },
+        // Opcodes that there are not: ACPICA says so, and skips them.
+        Row {
+            patch: Some((b"\x0c\x44\x33\x22\x11", b"\x5b\xff\x5b\xff\x5b")),
+            ..row(
+                "sound_with_unknown_opcodes",
+                "<ADDR> Method (CTRA) { Local0 = 0x11223344 Return (Package () { <page>, 0 }) }",
+                Outcome::Node,
+            )
+        },
+        row(
+            "sound_in_acpi_nvs",
+            format!("<ADDR> {}", elsewhere("0x0A000000", "0x0A000000, 0")),
+            Outcome::Node,
+        ),
+        row(
+            "sound_half_reserved_and_half_acpi_nvs",
+            format!("<ADDR> {}", elsewhere("0x0A300000", "0x0A300000, 0")),
+            Outcome::Node,
+        ),
+        // The DSDT's integers have 32 bits, so that the table cannot put a
+        // counter there.
+        Row {
+            counter: Some(0),
+            ..row(
+                "sound_above_4_gib",
+                "Name (ADDR, Package () { 0x02000000, 1 })
+                 Name (CTRA, Package () { 0x02001000, 1 })",
+                Outcome::Node,
+            )
+        },
+        row(
+            "sound_with_the_id_of_another",
+            "Name (ADDR, Package () { <sound id>, 0 }) <CTRA>",
+            Outcome::Node,
+        ),
+        Row {
+            counter: Some(table::counter(0)),
+            ..row(
+                "sound_with_the_counter_of_another",
+                "<ADDR> Name (CTRA, Package () { <sound page>, 0 })",
+                Outcome::Node,
+            )
+        },
+        // Where the other is not bound, nobody can know.
+        Row {
+            beside: Some(reseeds(SECRET)),
+            counter: Some(0),
+            ..row(
+                "ctra_is_the_page_of_anothers_id",
+                "<ADDR> Name (CTRA, Package () { <sound page-0x1000>, 0 })",
+                Outcome::Node,
+            )
+        },
+        Row {
+            beside: Some(refused(PUBLIC)),
+            ..row(
+                "addr_is_in_the_counters_page_of_another",
+                "Name (ADDR, Package () { <sound page+8>, 0 })",
+                Outcome::Reseeds(None),
+            )
+        },
+        row(
+            "notifying",
+            "<ADDR> <CTRA> Method (_SUN) { ID0++ CNT++ Notify (<self>, 0x80) Return (0) }",
+            Outcome::Various,
+        ),
+        row(
+            "storming",
+            "<ADDR> <CTRA>
+             Method (_SUN)
+             {
+                 Local0 = 10000
+                 While (Local0)
+                 {
+                     If (!(Local0 % 500)) { ID0++ CNT++ }
+                     Notify (<self>, 0x80)
+                     Local0--
+                 }
+                 Return (0)
+             }",
+            Outcome::Various,
+        ),
+        row(
+            "moving",
+            "Name (NTH, 0)
+             Method (ADDR)
+             {
+                 NTH++
+                 If (NTH == 2) { Return (Package () { 0x04000000, 0 }) }
+                 If (NTH == 3) { Return (Package () { <page>, 0 }) }
+                 Return (Package () { <id>, 0 })
+             }
+             Method (CTRA)
+             {
+                 If (NTH == 3) { Return (Package () { <base>, 0 }) }
+                 Return (Package () { <page>, 0 })
+             }",
+            Outcome::Various,
+        ),
+    ];
+
+    for (name, asl, wrong) in WRONG {
+        let addr = asl
+            .replace('@', "ADDR")
+            .replace("<at", "<id")
+            .replace("<before>", "0x0A2007F8")
+            .replace("<after>", "0x0A2017F8")
+            .replace("<top>", "0xFFFFFFF0");
+        let ctra = asl
+            .replace('@', "CTRA")
+            .replace("<at", "<page")
+            .replace("<before>", "0x0A200000")
+            .replace("<after>", "0x0A201000")
+            .replace("<top>", "0xFFFFF000");
+        rows.push(row(
+            format!("addr_{name}"),
+            format!("{addr} <CTRA>"),
+            refused(wrong),
+        ));
+        rows.push(row(
+            format!("ctra_{name}"),
+            format!("<ADDR> {ctra}"),
+            reseeds(wrong),
+        ));
+    }
+    for (name, asl, wrong) in WRONG_ADDR {
+        rows.push(row(*name, format!("{asl} <CTRA>"), refused(wrong)));
+    }
+    for (name, asl, wrong) in WRONG_CTRA {
+        rows.push(row(*name, format!("<ADDR> {asl}"), reseeds(wrong)));
+    }
+    for (name, asl) in SOUND {
+        rows.push(row(format!("sound_{name}"), *asl, Outcome::Node));
+    }
+    rows
+}
+
+/// A `CTRA` that is elsewhere, where it first puts a counter.
+fn elsewhere(address: &str, halves: &str) -> String {
+    format!(
+        "OperationRegion (FARR, SystemMemory, {address}, 4)
+         Field (FARR, DWordAcc, NoLock, Preserve) {{ FCNT, 32 }}
+         Method (CTRA) {{ FCNT = <counter> Return (Package () {{ {halves} }}) }}"
+    )
+}
+
+/// What a Q35's can, where the firmware's map has devices within reserved
+/// memory.
+pub fn q35() -> Vec<Row> {
+    let at = |name: &str, address: &str| {
+        row(
+            name,
+            format!("<ADDR> Name (CTRA, Package () {{ {address}, 0 }})"),
+            reseeds(DEVICE),
+        )
+    };
+    vec![
+        row("sound_on_a_q35", "<ADDR> <CTRA>", Outcome::Node),
+        at("ctra_is_in_the_ecam", "0xB0000000"),
+        at("ctra_is_in_the_last_page_of_the_ecam", "0xBFFFF000"),
+        at("ctra_is_the_io_apic_in_reserved_memory", "0xFEC00000"),
+        at("ctra_is_the_hpet_in_reserved_memory", "0xFED00000"),
+        at("ctra_is_the_local_apic_in_reserved_memory", "0xFEE00000"),
+        at("ctra_is_the_bios_rom_of_a_q35", "0x000F0000"),
+    ]
+}
+
+pub fn refused(wrong: &str) -> Outcome {
+    Outcome::Refused(format!("ADDR {wrong}: no generation ID"))
+}
+
+pub fn reseeds(wrong: &str) -> Outcome {
+    Outcome::Reseeds(Some(format!(
+        "CTRA {wrong}: no generation counter, reseeding only"
+    )))
+}
+
+fn row(name: impl Into<String>, asl: impl Into<String>, outcome: Outcome) -> Row {
+    Row {
+        name: name.into(),
+        names: NAMES,
+        asl: asl.into().replace("<ADDR>", ADDR).replace("<CTRA>", CTRA),
+        outside: "",
+        patch: None,
+        outcome,
+        beside: None,
+        counter: None,
+    }
+}
