@@ -53,7 +53,7 @@ test-debug:
 	@VMGENID_KERNEL=debug scripts/test
 	@VMGENID_KERNEL=kcsan scripts/test
 
-demo check:
+demo check soak:
 	@scripts/$@
 
 help:
@@ -69,9 +69,10 @@ help:
 	@echo  '  demo            - restore a snapshot, see the counter change'
 	@echo  '  test            - all tests'
 	@echo  '  test-debug      - all tests under KASAN, lockdep, kmemleak, KCSAN, ...'
+	@echo  '  soak            - an hour of unbinding and unloading under load (SOAK=MINUTES)'
 	@echo  '  check           - formatting, lints, checkpatch'
 	@echo  '  vm              - a shell in a guest that has /dev/vmgenid'
 	@echo  '  prepare         - only build'
 	@echo  '  KERNEL=NAME     - of vm, prepare, test: tests/kernel/NAME.config [$(KERNEL)]'
 
-.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm demo test test-debug check help
+.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm demo test test-debug soak check help

@@ -4,9 +4,14 @@
 //! each, and the programs that a restore happens to.
 
 mod cost;
+mod lifecycle;
+mod machine;
+mod poll;
 mod promises;
 mod spin;
+mod stress;
 mod sys;
+mod wait;
 
 use anyhow::Context;
 use clap::Parser;
@@ -23,11 +28,22 @@ enum Program {
     /// Print the counter by mapping alone, without the barrier
     Peek,
     /// List the promises
-    List,
+    List {
+        /// Those for which the host has to change the counter
+        #[arg(long)]
+        changes: bool,
+    },
     /// Test one promise
     Promise { name: String },
     /// Spin on the mapped counter, and write down what happens when it changes
     Spin(spin::Args),
+    /// Sleep until the counter changes, and write down what happens then
+    Wait(wait::Args),
+    /// Unbind and bind, unload and load, while many processes use the node
+    Stress(stress::Args),
+    /// One of those processes
+    #[command(hide = true)]
+    Busy(stress::Busy),
     /// Read the counter in many threads, until killed
     Readers {
         #[arg(long, default_value_t = 8)]
@@ -44,14 +60,22 @@ fn main() -> ExitCode {
     let result = match Program::parse() {
         Program::Counter => counter(),
         Program::Peek => peek(),
-        Program::List => {
-            for (name, _) in promises::ALL {
+        Program::List { changes } => {
+            let list = if changes {
+                promises::CHANGES
+            } else {
+                promises::ALL
+            };
+            for (name, _) in list {
                 println!("{name}");
             }
             Ok(())
         }
         Program::Promise { name } => promises::run(&name),
         Program::Spin(args) => spin::run(args),
+        Program::Wait(args) => wait::run(args),
+        Program::Stress(args) => stress::run(args),
+        Program::Busy(args) => stress::busy(args),
         Program::Readers { threads } => spin::readers(threads),
         Program::Cost => cost::run(),
         Program::Crash => promises::crash(),

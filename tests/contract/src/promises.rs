@@ -5,7 +5,9 @@
 //! does not change meanwhile.
 
 use crate::{
-    NODE,
+    NODE, lifecycle,
+    machine::{self, Device},
+    poll,
     sys::{self, Map, page},
 };
 use anyhow::{Context, anyhow, bail, ensure};
@@ -28,12 +30,15 @@ use std::{
 type Promise = fn() -> anyhow::Result<()>;
 
 macro_rules! promises {
-    ($($name:ident)*) => {
-        pub const ALL: &[(&str, Promise)] = &[$((stringify!($name), $name)),*];
+    ($all:ident: $($name:ident)*; $($module:ident { $($its:ident)* })*) => {
+        pub const $all: &[(&str, Promise)] = &[
+            $((stringify!($name), $name),)*
+            $($((concat!(stringify!($module), "::", stringify!($its)), $module::$its),)*)*
+        ];
     };
 }
 
-promises! {
+promises! { ALL:
     the_node_is_a_misc_device_that_everybody_can_read
     read_returns_the_counter_again_and_again
     readv_returns_the_counter_in_any_split
@@ -52,22 +57,60 @@ promises! {
     write_is_refused
     ioctl_is_enotty
     the_module_stays_while_a_file_or_mapping_is_open
-    an_unbound_device_answers_enodev
+    an_unbound_device_answers_enodev;
+    poll {
+        nothing_is_readable_until_the_counter_changes
+        who_waits_for_nothing_waits
+        io_uring_reads_an_unchanged_counter_at_once
+        a_read_that_may_not_wait_need_not
+        an_unbound_device_hangs_up
+    }
+}
+
+// Promises of what happens when the counter changes. It is the host that
+// changes it, when it is asked to on standard output.
+promises! { CHANGES:;
+    poll {
+        a_change_is_readable_until_it_is_read
+        every_way_to_read_takes_note
+        two_open_files_are_told_apart
+        a_duplicate_and_a_child_share_what_was_read
+        a_read_that_fails_leaves_it_readable
+        a_look_is_enough_to_reseed
+        a_notification_wakes_who_waits
+        without_a_notification_nobody_is_woken
+        edge_triggered_epoll_tells_each_notification_once
+        level_triggered_epoll_tells_until_it_is_read
+        io_uring_reads_a_changed_counter
+        io_uring_reads_what_changed_before_the_open
+        a_read_that_may_not_wait_says_so
+    }
+    lifecycle {
+        a_mapping_follows_the_counter_after_the_unbind
+        changes_while_unbound_reseed_once_at_bind
+        no_reseed_after_the_unbind
+        the_driver_override_decides
+        the_module_stays_while_it_is_in_use
+        changes_while_unloaded_do_nothing
+        a_stale_node_is_refused
+        many_rebinds_under_a_storm
+    }
 }
 
 pub fn run(name: &str) -> anyhow::Result<()> {
     let (_, promise) = ALL
         .iter()
+        .chain(CHANGES)
         .find(|(each, _)| *each == name)
         .with_context(|| format!("no such promise: {name}"))?;
     promise()
 }
 
-fn open() -> anyhow::Result<OwnedFd> {
+pub fn open() -> anyhow::Result<OwnedFd> {
     sys::open(NODE).with_context(|| format!("open {NODE}"))
 }
 
-fn same<T: PartialEq + Debug>(what: &str, got: T, expected: T) -> anyhow::Result<()> {
+pub fn same<T: PartialEq + Debug>(what: &str, got: T, expected: T) -> anyhow::Result<()> {
     ensure!(
         got == expected,
         "{what}: expected {expected:?}, got {got:?}"
@@ -75,7 +118,11 @@ fn same<T: PartialEq + Debug>(what: &str, got: T, expected: T) -> anyhow::Result
     Ok(())
 }
 
-fn fails<T: Debug>(what: &str, got: rustix::io::Result<T>, expected: Errno) -> anyhow::Result<()> {
+pub fn fails<T: Debug>(
+    what: &str,
+    got: rustix::io::Result<T>,
+    expected: Errno,
+) -> anyhow::Result<()> {
     match got {
         Err(errno) if errno == expected => Ok(()),
         got => bail!("{what}: expected {expected:?}, got {got:?}"),
@@ -83,7 +130,7 @@ fn fails<T: Debug>(what: &str, got: rustix::io::Result<T>, expected: Errno) -> a
 }
 
 /// The counter by two ways that have to agree.
-fn counter(file: &OwnedFd) -> anyhow::Result<u32> {
+pub fn counter(file: &OwnedFd) -> anyhow::Result<u32> {
     let read = sys::read(file).context("read")?;
     same("the mapped counter", Map::readonly(file)?.load(0), read)?;
     Ok(read)
@@ -544,39 +591,40 @@ fn ioctl_is_enotty() -> anyhow::Result<()> {
 }
 
 fn the_module_stays_while_a_file_or_mapping_is_open() -> anyhow::Result<()> {
-    let remove = || rustix::system::delete_module(c"vmgenid", libc::O_NONBLOCK);
     let file = open()?;
-    fails("rmmod with an open file", remove(), Errno::AGAIN)?;
+    fails("rmmod with an open file", machine::unload(), Errno::AGAIN)?;
     let map = Map::readonly(&file)?;
     drop(file);
-    fails("rmmod with a mapping", remove(), Errno::AGAIN)?;
+    fails("rmmod with a mapping", machine::unload(), Errno::AGAIN)?;
     drop(map);
-    remove().context("rmmod when nobody uses it")?;
+    machine::unload().context("rmmod when nobody uses it")?;
     fails("open without the module", sys::open(NODE), Errno::NOENT)?;
 
-    let status = Command::new("insmod").arg("/vmgenid.ko").status()?;
-    ensure!(status.success(), "insmod: {status}");
+    machine::load()?;
     counter(&open()?).map(drop)
 }
 
 fn an_unbound_device_answers_enodev() -> anyhow::Result<()> {
-    let driver = "/sys/bus/platform/drivers/vmgenid";
-    let device = fs::read_dir(driver)?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .find(|name| name.contains(':'))
-        .context("no device is bound")?;
+    let device = Device::bound()?;
     let file = open()?;
     let map = Map::readonly(&file)?;
     let expected = counter(&file)?;
 
-    fs::write(format!("{driver}/unbind"), &device).context("unbind")?;
+    device.unbind()?;
+    let mut bytes = [0; 4];
     fails("read", sys::read(&file), Errno::NODEV)?;
+    let pread = rustix::io::pread(&file, &mut bytes, 0);
+    fails("pread", pread, Errno::NODEV)?;
+    let readv = rustix::io::readv(&file, &mut [IoSliceMut::new(&mut bytes)]);
+    fails("readv", readv, Errno::NODEV)?;
     let again = Map::readonly(&file).map(|map| map.address());
     fails("mmap", again, Errno::NODEV)?;
     fails("open", sys::open(NODE), Errno::NOENT)?;
+    same("lseek", rustix::fs::seek(&file, SeekFrom::Start(0))?, 0)?;
+    fails("ioctl", sys::unknown_ioctl(&file), Errno::NOTTY)?;
     same("the mapped counter", map.load(0), expected)?;
 
-    fs::write(format!("{driver}/bind"), &device).context("bind")?;
+    device.bind()?;
     same("the counter of the new node", counter(&open()?)?, expected)?;
     fails("read of the old file", sys::read(&file), Errno::NODEV)
 }

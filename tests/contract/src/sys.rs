@@ -4,9 +4,11 @@
 //! `unsafe` of this crate is here.
 #![expect(unsafe_code, reason = "bad pointers and mappings are the subject")]
 
+use io_uring::{opcode, squeue, types};
 use rustix::{
+    event::{FdSetElement, FdSetIter, PollFlags, Timespec, fd_set_insert, fd_set_num_elements},
     fs::{Mode, OFlags},
-    io::{Errno, Result},
+    io::{Errno, IoSliceMut, Result},
     mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags},
 };
 use std::{
@@ -28,6 +30,15 @@ pub fn open_as(path: &str, flags: OFlags) -> Result<OwnedFd> {
 pub fn read(file: &OwnedFd) -> Result<u32> {
     let mut bytes = [0; 4];
     match rustix::io::read(file, &mut bytes)? {
+        4 => Ok(u32::from_ne_bytes(bytes)),
+        _ => Err(Errno::IO),
+    }
+}
+
+/// [`read`] through an IO vector.
+pub fn readv(file: &OwnedFd) -> Result<u32> {
+    let mut bytes = [0; 4];
+    match rustix::io::readv(file, &mut [IoSliceMut::new(&mut bytes)])? {
         4 => Ok(u32::from_ne_bytes(bytes)),
         _ => Err(Errno::IO),
     }
@@ -161,5 +172,75 @@ pub fn forked(child: impl FnOnce() -> bool) -> Result<bool> {
             answer(unsafe { libc::waitpid(pid as i32, &mut status, 0) } as isize)?;
             Ok(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0)
         }
+    }
+}
+
+/// `select(2)`: whether the file is in the sets to read, to write, and of
+/// exceptions. It is asked for in all three.
+pub fn select(file: &OwnedFd, timeout: &Timespec) -> Result<[bool; 3]> {
+    let fd = file.as_raw_fd();
+    let mut set = vec![FdSetElement::default(); fd_set_num_elements(1, fd + 1)];
+    fd_set_insert(&mut set, fd);
+    let [mut read, mut write, mut except] = [set.clone(), set.clone(), set];
+    let sets = (Some(&mut *read), Some(&mut *write), Some(&mut *except));
+    // SAFETY: The descriptor is open.
+    unsafe { rustix::event::select(fd + 1, sets.0, sets.1, sets.2, Some(timeout)) }?;
+    Ok([read, write, except].map(|set| FdSetIter::new(&set).next().is_some()))
+}
+
+/// A ring of io_uring, for one operation at a time.
+pub struct Uring(io_uring::IoUring);
+
+impl Uring {
+    pub fn new() -> anyhow::Result<Self> {
+        Ok(Self(io_uring::IoUring::new(4)?))
+    }
+
+    /// The result of an operation, if there is one in time.
+    fn run(&mut self, entry: &squeue::Entry, timeout: &Timespec) -> anyhow::Result<Option<u32>> {
+        // SAFETY: The callers see to it that what the entry names outlives the operation.
+        unsafe { self.0.submission().push(entry) }?;
+        let time = types::Timespec::new()
+            .sec(timeout.tv_sec as u64)
+            .nsec(timeout.tv_nsec as u32);
+        let args = types::SubmitArgs::new().timespec(&time);
+        match self.0.submitter().submit_with_args(1, &args) {
+            Err(err) if err.raw_os_error() == Some(libc::ETIME) => return Ok(None),
+            submitted => submitted?,
+        };
+        // It was submitted, which is what the kernel tells of, but the time was up.
+        let Some(done) = self.0.completion().next() else {
+            return Ok(None);
+        };
+        if done.result() < 0 {
+            return Err(Errno::from_raw_os_error(-done.result()).into());
+        }
+        Ok(Some(done.result() as u32))
+    }
+
+    /// IORING_OP_READ of the counter. `None`: it was not answered in time.
+    pub fn read(&mut self, file: &OwnedFd, timeout: &Timespec) -> anyhow::Result<Option<u32>> {
+        // Never freed: who knows when an operation that hangs comes to its end.
+        let word: &'static AtomicU32 = Box::leak(Box::new(AtomicU32::new(0)));
+        let fd = types::Fd(file.as_raw_fd());
+        let entry = opcode::Read::new(fd, word.as_ptr().cast(), 4).build();
+        match self.run(&entry, timeout)? {
+            None => Ok(None),
+            Some(4) => Ok(Some(word.load(Ordering::Relaxed))),
+            Some(len) => anyhow::bail!("io_uring read {len} bytes"),
+        }
+    }
+
+    /// IORING_OP_POLL_ADD. `None`: there was nothing in time.
+    pub fn poll(
+        &mut self,
+        file: &OwnedFd,
+        mask: PollFlags,
+        timeout: &Timespec,
+    ) -> anyhow::Result<Option<PollFlags>> {
+        let fd = types::Fd(file.as_raw_fd());
+        let entry = opcode::PollAdd::new(fd, mask.bits().into()).build();
+        let flags = self.run(&entry, timeout)?;
+        Ok(flags.map(|flags| PollFlags::from_bits_retain(flags as u16)))
     }
 }

@@ -3,17 +3,21 @@
 //! The tests: each boots the machines it needs, or shares one, and looks at
 //! what the guest says.
 
+mod changes;
 mod checkers;
 mod clones;
 mod context;
 mod firmware;
 mod guests;
 mod kunit;
+mod lifecycle;
+mod poll;
 mod promises;
 mod qemu;
 mod reports;
 mod reseeds;
 mod shared;
+mod stress;
 mod tool;
 
 use anyhow::Result;
@@ -46,14 +50,17 @@ fn main() -> ExitCode {
     }
     // One test spends its time waiting for a guest to grow old.
     args.test_threads = args.test_threads.or(Some(3));
-    let tests: [&[Test]; 8] = [
+    let tests: [&[Test]; 11] = [
         checkers::TESTS,
         clones::TESTS,
         firmware::TESTS,
         reseeds::TESTS,
         guests::TESTS,
         kunit::TESTS,
+        lifecycle::TESTS,
+        poll::TESTS,
         qemu::TESTS,
+        stress::TESTS,
         tool::TESTS,
     ];
     let mut trials = Vec::new();
@@ -62,7 +69,7 @@ fn main() -> ExitCode {
         let trial = Trial::test(name, move || run(*test).map_err(failed));
         trials.push(trial.with_ignored_flag(is_ignored(name)));
     }
-    for shared in [promises::trials(), firmware::trials()] {
+    for shared in [promises::trials(), changes::trials(), firmware::trials()] {
         match shared {
             Ok(shared) => trials.extend(shared),
             Err(err) => {

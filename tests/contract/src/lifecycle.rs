@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The device comes and goes, and the module with it, while the counter changes.
+
+use crate::{
+    NODE,
+    machine::{self, Device, Log, Masked, a_while, change, storm},
+    promises::{counter, fails, open, same},
+    sys::{self, Map},
+    wait::{Said, expect, woken},
+};
+use anyhow::{Context, ensure};
+use rustix::io::Errno;
+use std::{fs, thread};
+
+pub fn a_mapping_follows_the_counter_after_the_unbind() -> anyhow::Result<()> {
+    let device = Device::bound()?;
+    let file = open()?;
+    let map = Map::readonly(&file)?;
+    device.unbind()?;
+    for _ in 0..3 {
+        let value = change()?;
+        same("the mapped counter, unbound", map.load(0), value)?;
+        fails("read", sys::read(&file), Errno::NODEV)?;
+        expect(&file, Said::Gone)?;
+    }
+    device.bind()?;
+    let value = change()?;
+    same("the mapped counter, bound again", map.load(0), value)?;
+    same("the new node", counter(&open()?)?, value)?;
+    fails("read of the old file", sys::read(&file), Errno::NODEV)?;
+    drop(file);
+    same("the mapped counter, without its file", map.load(0), value)
+}
+
+pub fn changes_while_unbound_reseed_once_at_bind() -> anyhow::Result<()> {
+    let device = Device::bound()?;
+    let mut log = Log::from_now_on()?;
+    device.unbind()?;
+    for _ in 0..5 {
+        change()?;
+        a_while();
+    }
+    same("reseeds while unbound", log.reseeds()?, 0)?;
+    device.bind()?;
+    // They are caught at bind, in one.
+    same("reseeds at bind", log.reseeds()?, 1)?;
+    let file = open()?;
+    change()?;
+    log.await_reseed()?;
+    expect(&file, Said::Readable)
+}
+
+pub fn no_reseed_after_the_unbind() -> anyhow::Result<()> {
+    let device = Device::bound()?;
+    let mut log = Log::from_now_on()?;
+    let storm = storm()?;
+    for round in 0..10 {
+        // The storm is about: it meets the unbind.
+        log.await_reseed()?;
+        log.await_reseed()?;
+        device.unbind()?;
+        log.reseeds()?;
+        a_while();
+        let late = log.reseeds()?;
+        ensure!(
+            late == 0,
+            "round {round}: {late} reseeds after the unbind has returned"
+        );
+        device.bind()?;
+    }
+    drop(storm);
+    counter(&open()?).map(drop)
+}
+
+pub fn the_driver_override_decides() -> anyhow::Result<()> {
+    let device = Device::bound()?;
+    let file = open()?;
+    // It is for the next bind: this one stays.
+    device.set_override("another")?;
+    expect(&file, Said::Nothing)?;
+    let value = change()?;
+    same("read", sys::read(&file)?, value)?;
+
+    device.unbind()?;
+    let refused = device.try_bind();
+    let errno = refused.map_err(|err| Errno::from_io_error(&err).unwrap_or(Errno::IO));
+    fails("bind, another driver's", errno, Errno::NODEV)?;
+    ensure!(!device.is_bound(), "it is bound");
+    fails("open", sys::open(NODE), Errno::NOENT)?;
+    change()?;
+
+    device.set_override("vmgenid")?;
+    device.bind()?;
+    counter(&open()?)?;
+    device.unbind()?;
+
+    device.set_override("")?;
+    device.bind()?;
+    let value = change()?;
+    same("read", counter(&open()?)?, value)?;
+    fails("read of the old file", sys::read(&file), Errno::NODEV)
+}
+
+pub fn the_module_stays_while_it_is_in_use() -> anyhow::Result<()> {
+    let device = Device::bound()?;
+    let refused = |what: &str| fails(what, machine::unload(), Errno::AGAIN);
+
+    let file = open()?;
+    woken(
+        &file,
+        Said::Readable,
+        || Ok(()),
+        || {
+            refused("rmmod while others wait")?;
+            change().map(drop)
+        },
+    )?;
+    let map = Map::readonly(&file)?;
+    change()?;
+    refused("rmmod with a file and a mapping")?;
+    device.unbind()?;
+    refused("rmmod with a file and a mapping of what is gone")?;
+    drop(map);
+    refused("rmmod with a file of what is gone")?;
+    device.bind()?;
+    refused("rmmod with a file of what is gone and came back")?;
+    let map = Map::readonly(&open()?)?;
+    drop(file);
+    refused("rmmod with a mapping")?;
+    drop(map);
+    machine::unload().context("rmmod when nobody uses it")?;
+    machine::load()?;
+
+    // Unbound, it has nothing to undo.
+    let file = open()?;
+    device.unbind()?;
+    drop(file);
+    machine::unload().context("rmmod when unbound")?;
+    machine::load()?;
+    counter(&open()?).map(drop)
+}
+
+pub fn changes_while_unloaded_do_nothing() -> anyhow::Result<()> {
+    let mut log = Log::from_now_on()?;
+    machine::unload().context("rmmod")?;
+    for _ in 0..3 {
+        change()?;
+        a_while();
+    }
+    machine::load()?;
+    let file = open()?;
+    counter(&file)?;
+    // What it finds when it is loaded is its first ID.
+    same("reseeds", log.reseeds()?, 0)?;
+    let value = change()?;
+    log.await_reseed()?;
+    expect(&file, Said::Readable)?;
+    same("read", sys::read(&file)?, value)?;
+    drop(file);
+
+    // One that is under way when it goes.
+    for _ in 0..10 {
+        change()?;
+        drop(file_of(NODE)?);
+        machine::unload().context("rmmod, notified just now")?;
+        change()?;
+        machine::load()?;
+        counter(&open()?)?;
+    }
+    Ok(())
+}
+
+fn file_of(path: &str) -> anyhow::Result<std::os::fd::OwnedFd> {
+    sys::open(path).with_context(|| format!("open {path}"))
+}
+
+pub fn a_stale_node_is_refused() -> anyhow::Result<()> {
+    const STALE: &str = "/tmp/stale";
+    let device = Device::bound()?;
+    machine::private_node(STALE, rustix::fs::stat(NODE)?.st_rdev)?;
+    counter(&file_of(STALE)?)?;
+    device.unbind()?;
+    let open_stale = sys::open(STALE).map(drop);
+    fails("open of a node that stayed", open_stale, Errno::NODEV)?;
+    device.bind()?;
+    fs::remove_file(STALE)?;
+    counter(&open()?).map(drop)
+}
+
+pub fn many_rebinds_under_a_storm() -> anyhow::Result<()> {
+    let device = Device::bound()?;
+    let storm = storm()?;
+    for _ in 0..20 {
+        let file = open()?;
+        let map = Map::readonly(&file)?;
+        let before = map.load(0);
+        thread::scope(|scope| -> anyhow::Result<()> {
+            // It reads all the time, until there is nothing to read from.
+            let reader = scope.spawn(|| -> anyhow::Result<()> {
+                let mut last = before;
+                loop {
+                    match sys::read(&file) {
+                        Ok(value) if last <= value => last = value,
+                        Ok(value) => anyhow::bail!("read {value} after {last}"),
+                        Err(Errno::NODEV) => return Ok(()),
+                        Err(errno) => return Err(errno).context("read"),
+                    }
+                }
+            });
+            machine::within_a_minute("a change", || Ok(map.load(0) != before))?;
+            device.unbind()?;
+            reader.join().expect("the reader panicked")
+        })?;
+        expect(&file, Said::Gone)?;
+        device.bind()?;
+        look()?;
+    }
+    drop(storm);
+    // Held back, and bound meanwhile.
+    let masked = Masked::new()?;
+    change()?;
+    device.unbind()?;
+    drop(masked);
+    device.bind()?;
+    counter(&open()?).map(drop)
+}
+
+/// Opens the node, while the counter grows. What it reads lies between two looks
+/// at a mapping.
+pub fn look() -> anyhow::Result<u32> {
+    let file = open()?;
+    let map = Map::readonly(&file)?;
+    let before = map.load(0);
+    let read = sys::read(&file)?;
+    let after = map.load(0);
+    ensure!(
+        (before..=after).contains(&read),
+        "read {read} between {before} and {after}"
+    );
+    Ok(read)
+}

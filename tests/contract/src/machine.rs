@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The machine that a test runs in: the device and its driver, what the kernel
+//! says, and the host, which changes the counter when it is asked to.
+
+use anyhow::{Context, bail, ensure};
+use rustix::{io::Errno, rand::GetRandomFlags};
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Read, Seek, SeekFrom, Write, stdin, stdout},
+    os::unix::fs::OpenOptionsExt,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+const DRIVER: &str = "/sys/bus/platform/drivers/vmgenid";
+const DEVICES: &str = "/sys/bus/platform/devices";
+/// The GPE that tells QEMU's guests of a new ID.
+const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
+/// What the kernel says when it was reseeded because of a new ID.
+const RESEEDED: &str = "crng reseeded due to virtual machine fork";
+
+/// Has the host change the counter. Returns its new value, which is in memory;
+/// the notification is under way.
+pub fn change() -> anyhow::Result<u32> {
+    let value = ask("change")?;
+    value.parse().with_context(|| format!("{value:?}"))
+}
+
+/// Has the host change the counter again and again, until the result is dropped.
+pub fn storm() -> anyhow::Result<Storm> {
+    ask("storm").map(|_| Storm(()))
+}
+
+pub struct Storm(());
+
+impl Drop for Storm {
+    fn drop(&mut self) {
+        let _ = ask("calm");
+    }
+}
+
+/// One line to the host, one line from it.
+fn ask(what: &str) -> anyhow::Result<String> {
+    println!("{what}");
+    stdout().flush()?;
+    let mut line = String::new();
+    stdin().read_line(&mut line)?;
+    ensure!(
+        line.ends_with('\n'),
+        "nobody answers: the host has to change the counter, as the suite does"
+    );
+    Ok(line.trim().into())
+}
+
+/// Waits until something is so. The bound is for what has gone wrong: it is no
+/// measurement.
+pub fn within_a_minute(
+    what: &str,
+    mut so: impl FnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let start = Instant::now();
+    while !so()? {
+        ensure!(
+            start.elapsed() < Duration::from_secs(60),
+            "{what}: not within a minute"
+        );
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Time enough for a notification to arrive, or for anything else that must not
+/// happen. Nothing fails if it is too short.
+pub fn a_while() {
+    thread::sleep(Duration::from_millis(300));
+}
+
+/// While this exists, notifications are held back.
+pub struct Masked(());
+
+impl Masked {
+    pub fn new() -> anyhow::Result<Self> {
+        fs::write(GPE, "mask\n").context("mask")?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for Masked {
+    fn drop(&mut self) {
+        let _ = fs::write(GPE, "unmask\n");
+    }
+}
+
+/// What the kernel says from now on.
+pub struct Log(File);
+
+impl Log {
+    /// Waits until the kernel's generator is initialized: before that it reseeds
+    /// without a word.
+    pub fn from_now_on() -> anyhow::Result<Self> {
+        rustix::rand::getrandom(&mut [0], GetRandomFlags::empty()).context("getrandom")?;
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_NONBLOCK);
+        let mut file = options.open("/dev/kmsg").context("open /dev/kmsg")?;
+        file.seek(SeekFrom::End(0)).context("/dev/kmsg")?;
+        Ok(Self(file))
+    }
+
+    /// How many times it has said that it was reseeded, since this was asked last.
+    pub fn reseeds(&mut self) -> anyhow::Result<usize> {
+        let mut count = 0;
+        let mut record = [0; 8192];
+        loop {
+            match self.0.read(&mut record) {
+                Ok(len) => {
+                    count += usize::from(String::from_utf8_lossy(&record[..len]).contains(RESEEDED))
+                }
+                Err(err) => match Errno::from_io_error(&err) {
+                    Some(Errno::AGAIN) => return Ok(count),
+                    // Some were overwritten.
+                    Some(Errno::PIPE) => {}
+                    _ => return Err(err).context("read /dev/kmsg"),
+                },
+            }
+        }
+    }
+
+    /// Waits until it was reseeded once more, by the notification.
+    pub fn await_reseed(&mut self) -> anyhow::Result<()> {
+        within_a_minute("a reseed", || Ok(self.reseeds()? > 0))
+    }
+}
+
+/// The device under test, bound or not.
+pub struct Device(String);
+
+impl Device {
+    /// The device that is bound to the driver.
+    pub fn bound() -> anyhow::Result<Self> {
+        fs::read_dir(DRIVER)
+            .context("no driver")?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .find(|name| name.contains(':'))
+            .map(Self)
+            .context("no device is bound")
+    }
+
+    pub fn is_bound(&self) -> bool {
+        fs::exists(format!("{DRIVER}/{}", self.0)).unwrap_or(false)
+    }
+
+    pub fn unbind(&self) -> anyhow::Result<()> {
+        fs::write(format!("{DRIVER}/unbind"), &self.0).context("unbind")?;
+        ensure!(!self.is_bound(), "it is bound after an unbind");
+        Ok(())
+    }
+
+    /// Binds it. The error is the kernel's own.
+    pub fn try_bind(&self) -> std::io::Result<()> {
+        fs::write(format!("{DRIVER}/bind"), &self.0)
+    }
+
+    pub fn bind(&self) -> anyhow::Result<()> {
+        self.try_bind().context("bind")?;
+        ensure!(self.is_bound(), "it is not bound after a bind");
+        Ok(())
+    }
+
+    /// Says which driver may bind it; an empty name means any.
+    pub fn set_override(&self, driver: &str) -> anyhow::Result<()> {
+        let path = format!("{DEVICES}/{}/driver_override", self.0);
+        fs::write(path, format!("{driver}\n")).context("driver_override")
+    }
+}
+
+/// Unloads the module, without waiting for its users.
+pub fn unload() -> rustix::io::Result<()> {
+    rustix::system::delete_module(c"vmgenid", libc::O_NONBLOCK)
+}
+
+/// Loads the module.
+pub fn load() -> anyhow::Result<()> {
+    let file = File::open("/vmgenid.ko").context("open /vmgenid.ko")?;
+    rustix::system::finit_module(file, c"", 0).context("insmod")
+}
+
+/// Makes a node of one's own for the same device: one that stays when it goes.
+pub fn private_node(path: &str, number: u64) -> anyhow::Result<()> {
+    let [major, minor] =
+        [rustix::fs::major(number), rustix::fs::minor(number)].map(|n| n.to_string());
+    let _ = fs::remove_file(path);
+    let status = Command::new("mknod")
+        .args([path, "c", &major, &minor])
+        .status();
+    match status.context("mknod")? {
+        status if status.success() => Ok(()),
+        status => bail!("mknod: {status}"),
+    }
+}

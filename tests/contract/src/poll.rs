@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! `poll`, and all that stands on it.
+
+use crate::{
+    machine::{Device, Log, Masked, a_while, change},
+    promises::{fails, open, same},
+    sys::{self, Map, Uring, page},
+    wait::{Epoll, LONG, NOW, SHORT, Said, WAYS, expect, woken},
+};
+use anyhow::{Context, ensure};
+use rustix::{
+    fd::OwnedFd,
+    fs::OFlags,
+    io::{Errno, IoSliceMut, ReadWriteFlags},
+    mm::MprotectFlags,
+};
+use std::sync::Mutex;
+
+// Promises for which nothing has to change.
+
+pub fn nothing_is_readable_until_the_counter_changes() -> anyhow::Result<()> {
+    let file = open()?;
+    expect(&file, Said::Nothing).context("at open")?;
+    sys::read(&file)?;
+    expect(&file, Said::Nothing).context("after read")?;
+    let writer = sys::open_as(crate::NODE, OFlags::RDWR).context("open as root, to write")?;
+    expect(&writer, Said::Nothing).context("a file to write to")
+}
+
+pub fn who_waits_for_nothing_waits() -> anyhow::Result<()> {
+    let file = open()?;
+    for (name, way) in WAYS {
+        same(name, way(&file, &SHORT)?, Said::Nothing)?;
+    }
+    Ok(())
+}
+
+pub fn io_uring_reads_an_unchanged_counter_at_once() -> anyhow::Result<()> {
+    let file = open()?;
+    let expected = sys::read(&file)?;
+    for _ in 0..10 {
+        let read = Uring::new()?.read(&file, &LONG)?;
+        same("io_uring's read", read, Some(expected))?;
+    }
+    Ok(())
+}
+
+/// `preadv2(2)`: the answer at once, or `EAGAIN`.
+fn read_nowait(file: &OwnedFd) -> rustix::io::Result<u32> {
+    let mut bytes = [0; 4];
+    let slices = &mut [IoSliceMut::new(&mut bytes)];
+    match rustix::io::preadv2(file, slices, 0, ReadWriteFlags::NOWAIT)? {
+        4 => Ok(u32::from_ne_bytes(bytes)),
+        _ => Err(Errno::IO),
+    }
+}
+
+pub fn a_read_that_may_not_wait_need_not() -> anyhow::Result<()> {
+    let file = open()?;
+    let expected = sys::read(&file)?;
+    same("preadv2, RWF_NOWAIT", read_nowait(&file)?, expected)
+}
+
+pub fn an_unbound_device_hangs_up() -> anyhow::Result<()> {
+    let device = Device::bound()?;
+    let file = open()?;
+    let level = Epoll::level_triggered(&file)?;
+    let edge = Epoll::edge_triggered(&file)?;
+    woken(&file, Said::Gone, || Ok(()), || device.unbind())?;
+    expect(&file, Said::Gone)?;
+    same("level-triggered epoll", level.wait(&LONG)?, Said::Gone)?;
+    same("it, again", level.wait(&NOW)?, Said::Gone)?;
+    same("edge-triggered epoll", edge.wait(&LONG)?, Said::Gone)?;
+    same("it, again", edge.wait(&NOW)?, Said::Nothing)?;
+    fails("preadv2, RWF_NOWAIT", read_nowait(&file), Errno::NODEV)?;
+    let read = Uring::new()?.read(&file, &LONG);
+    let errno = read.map_err(|err| err.downcast_ref().copied().unwrap_or(Errno::IO));
+    fails("io_uring's read", errno, Errno::NODEV)?;
+
+    device.bind()?;
+    expect(&file, Said::Gone).context("the old file")?;
+    expect(&open()?, Said::Nothing).context("a new file")
+}
+
+// Promises that need changes.
+
+pub fn a_change_is_readable_until_it_is_read() -> anyhow::Result<()> {
+    let file = open()?;
+    let mut log = Log::from_now_on()?;
+    for _ in 0..3 {
+        let value = change()?;
+        log.await_reseed()?;
+        for _ in 0..3 {
+            expect(&file, Said::Readable).context("before read")?;
+        }
+        same("read", sys::read(&file)?, value)?;
+        expect(&file, Said::Nothing).context("after read")?;
+    }
+    // A file that is opened later starts with what is there then.
+    change()?;
+    expect(&file, Said::Readable)?;
+    expect(&open()?, Said::Nothing).context("a file opened since")
+}
+
+pub fn every_way_to_read_takes_note() -> anyhow::Result<()> {
+    let file = open()?;
+    let mut bytes = [0; 4];
+    let mut other = [0; 2];
+    let check = |name: &str, read: &mut dyn FnMut() -> anyhow::Result<()>| {
+        change()?;
+        expect(&file, Said::Readable).context("before")?;
+        read().with_context(|| name.to_string())?;
+        expect(&file, Said::Nothing).with_context(|| name.to_string())
+    };
+    check("read", &mut || {
+        sys::read(&file).map(drop).map_err(Into::into)
+    })?;
+    check("pread", &mut || {
+        same("length", rustix::io::pread(&file, &mut bytes, 0)?, 4)
+    })?;
+    check("readv", &mut || {
+        let (one, two) = bytes.split_at_mut(2);
+        let slices = &mut [IoSliceMut::new(one), IoSliceMut::new(two)];
+        same("length", rustix::io::readv(&file, slices)?, 4)
+    })?;
+    check("preadv", &mut || {
+        let slices = &mut [
+            IoSliceMut::new(&mut other),
+            IoSliceMut::new(&mut bytes[..2]),
+        ];
+        same("length", rustix::io::preadv(&file, slices, 0)?, 4)
+    })?;
+    check("preadv2, RWF_NOWAIT", &mut || {
+        read_nowait(&file).map(drop).map_err(Into::into)
+    })?;
+    check("io_uring", &mut || {
+        Uring::new()?.read(&file, &LONG)?.context("hangs").map(drop)
+    })
+}
+
+pub fn two_open_files_are_told_apart() -> anyhow::Result<()> {
+    let [one, two] = [open()?, open()?];
+    change()?;
+    expect(&one, Said::Readable)?;
+    sys::read(&one)?;
+    expect(&one, Said::Nothing).context("the one that read")?;
+    expect(&two, Said::Readable).context("the other")?;
+    change()?;
+    expect(&one, Said::Readable)?;
+    expect(&two, Said::Readable)?;
+    sys::read(&two)?;
+    expect(&one, Said::Readable).context("the other, after")?;
+    expect(&two, Said::Nothing)
+}
+
+pub fn a_duplicate_and_a_child_share_what_was_read() -> anyhow::Result<()> {
+    let file = open()?;
+    let duplicate = rustix::io::fcntl_dupfd_cloexec(&file, 0)?;
+    change()?;
+    expect(&file, Said::Readable)?;
+    expect(&duplicate, Said::Readable)?;
+    sys::read(&duplicate)?;
+    expect(&file, Said::Nothing).context("read through the duplicate")?;
+
+    change()?;
+    expect(&file, Said::Readable)?;
+    ensure!(
+        sys::forked(|| expect(&file, Said::Readable).is_ok() && sys::read(&file).is_ok())?,
+        "the child does not see the change"
+    );
+    expect(&file, Said::Nothing).context("read by the child")?;
+    expect(&duplicate, Said::Nothing)
+}
+
+pub fn a_read_that_fails_leaves_it_readable() -> anyhow::Result<()> {
+    let file = open()?;
+    let pages = Map::anonymous(2 * page())?;
+    pages.protect(page(), MprotectFlags::empty())?;
+    let end = pages.address() + page();
+
+    let value = change()?;
+    expect(&file, Said::Readable)?;
+    for (what, address) in [("bad", end), ("null", 0), ("half way bad", end - 2)] {
+        let read = sys::read_at_address(&file, address, 4);
+        fails(&format!("read: {what}"), read, Errno::FAULT)?;
+        expect(&file, Said::Readable).with_context(|| format!("after a read: {what}"))?;
+    }
+    for parts in [
+        &[(end, 4)][..],
+        &[(end - 2, 4)],
+        &[(end - 2, 2), (end, 2)],
+        &[(end - 3, 3), (0, 1)],
+    ] {
+        let read = sys::readv_at_addresses(&file, parts);
+        fails("readv", read, Errno::FAULT)?;
+        expect(&file, Said::Readable).with_context(|| format!("after a readv: {parts:?}"))?;
+    }
+    for len in [1, 8] {
+        let read = sys::read_at_address(&file, pages.address(), len);
+        fails("read of another count", read, Errno::INVAL)?;
+    }
+    same("read of 0", rustix::io::read(&file, &mut [0; 0])?, 0)?;
+    same("the mapped counter", Map::readonly(&file)?.load(0), value)?;
+    expect(&file, Said::Readable).context("after what does not read")?;
+
+    same("read", sys::read(&file)?, value)?;
+    expect(&file, Said::Nothing)?;
+    // Nor does a failed read make something of nothing.
+    fails(
+        "read",
+        sys::read_at_address(&file, end - 2, 4),
+        Errno::FAULT,
+    )?;
+    expect(&file, Said::Nothing)
+}
+
+pub fn a_look_is_enough_to_reseed() -> anyhow::Result<()> {
+    for (name, way) in WAYS {
+        let file = open()?;
+        let mut log = Log::from_now_on()?;
+        let masked = Masked::new()?;
+        let value = change()?;
+        same("reseeds before", log.reseeds()?, 0)?;
+        same(name, way(&file, &NOW)?, Said::Readable)?;
+        same(&format!("reseeds by {name}"), log.reseeds()?, 1)?;
+        same("read", sys::read(&file)?, value)?;
+        drop(masked);
+        a_while();
+        same("reseeds after", log.reseeds()?, 0)?;
+    }
+    Ok(())
+}
+
+pub fn a_notification_wakes_who_waits() -> anyhow::Result<()> {
+    let file = open()?;
+    for _ in 0..3 {
+        let log = Mutex::new((Log::from_now_on()?, 0));
+        let reseeds = || -> anyhow::Result<usize> {
+            let (log, count) = &mut *log.lock().expect("another sleeper panicked");
+            *count += log.reseeds()?;
+            Ok(*count)
+        };
+        // The first that is woken comes after the reseed.
+        let look = || same("reseeds", reseeds()?, 1);
+        woken(&file, Said::Readable, look, || change().map(drop))?;
+        // Nobody has read.
+        expect(&file, Said::Readable)?;
+        sys::read(&file)?;
+    }
+    Ok(())
+}
+
+pub fn without_a_notification_nobody_is_woken() -> anyhow::Result<()> {
+    let file = open()?;
+    let edge = Epoll::edge_triggered(&file)?;
+    let level = Epoll::level_triggered(&file)?;
+    let masked = Masked::new()?;
+    let mut log = Log::from_now_on()?;
+    change()?;
+    same("edge-triggered", edge.wait(&SHORT)?, Said::Nothing)?;
+    same("level-triggered", level.wait(&SHORT)?, Said::Nothing)?;
+    same("reseeds", log.reseeds()?, 0)?;
+    drop(masked);
+    same("edge-triggered", edge.wait(&LONG)?, Said::Readable)?;
+    same("level-triggered", level.wait(&LONG)?, Said::Readable)?;
+    same("reseeds", log.reseeds()?, 1)
+}
+
+pub fn edge_triggered_epoll_tells_each_notification_once() -> anyhow::Result<()> {
+    let file = open()?;
+    let edge = Epoll::edge_triggered(&file)?;
+    same("before", edge.wait(&SHORT)?, Said::Nothing)?;
+    for n in 0..6 {
+        change()?;
+        same("a notification", edge.wait(&LONG)?, Said::Readable)?;
+        // Also if it has not been read since.
+        if n % 2 == 1 {
+            sys::read(&file)?;
+        }
+        a_while();
+        same("the same notification", edge.wait(&NOW)?, Said::Nothing)?;
+    }
+    Ok(())
+}
+
+pub fn level_triggered_epoll_tells_until_it_is_read() -> anyhow::Result<()> {
+    let file = open()?;
+    let level = Epoll::level_triggered(&file)?;
+    same("before", level.wait(&SHORT)?, Said::Nothing)?;
+    for _ in 0..3 {
+        change()?;
+        same("a notification", level.wait(&LONG)?, Said::Readable)?;
+        for _ in 0..3 {
+            same("unread", level.wait(&NOW)?, Said::Readable)?;
+        }
+        sys::read(&file)?;
+        same("read", level.wait(&SHORT)?, Said::Nothing)?;
+    }
+    Ok(())
+}
+
+pub fn io_uring_reads_a_changed_counter() -> anyhow::Result<()> {
+    let file = open()?;
+    let mut log = Log::from_now_on()?;
+    let value = change()?;
+    log.await_reseed()?;
+    let read = Uring::new()?.read(&file, &LONG)?;
+    same("io_uring's read", read, Some(value))?;
+    expect(&file, Said::Nothing)?;
+
+    // It is a barrier there, too.
+    let _masked = Masked::new()?;
+    let value = change()?;
+    same("reseeds before", log.reseeds()?, 0)?;
+    let read = Uring::new()?.read(&file, &LONG)?;
+    same("io_uring's read", read, Some(value))?;
+    same("reseeds", log.reseeds()?, 1)?;
+    expect(&file, Said::Nothing)
+}
+
+/// The file has not read yet what was new before it was opened; to `poll` that is
+/// no change. It is no reason for a read to wait.
+pub fn io_uring_reads_what_changed_before_the_open() -> anyhow::Result<()> {
+    let mut log = Log::from_now_on()?;
+    let _masked = Masked::new()?;
+    let value = change()?;
+    let file = open()?;
+    same("reseeds before", log.reseeds()?, 0)?;
+    let read = Uring::new()?.read(&file, &LONG)?;
+    same("io_uring's read", read, Some(value))?;
+    same("reseeds", log.reseeds()?, 1)
+}
+
+pub fn a_read_that_may_not_wait_says_so() -> anyhow::Result<()> {
+    let [file, other] = [open()?, open()?];
+    let mut log = Log::from_now_on()?;
+    let _masked = Masked::new()?;
+    let value = change()?;
+    for _ in 0..3 {
+        fails("preadv2, RWF_NOWAIT", read_nowait(&file), Errno::AGAIN)?;
+    }
+    same("reseeds", log.reseeds()?, 0)?;
+    same("another's read", sys::read(&other)?, value)?;
+    same("reseeds", log.reseeds()?, 1)?;
+    expect(&file, Said::Readable)?;
+    same("preadv2, RWF_NOWAIT", read_nowait(&file)?, value)?;
+    expect(&file, Said::Nothing)
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The promises of what happens when the counter changes. The guest programs
+//! know them, and ask for the changes; here they are answered.
+
+use crate::{context::Context, failed, promises, shared::Shared};
+use anyhow::{Result, ensure};
+use libtest_mimic::Trial;
+use std::{
+    borrow::Borrow,
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Write},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
+use vm::{Options, Status, Stream, Vm, qapi::qmp};
+
+/// What the counter of a guest is at first.
+const FIRST: u32 = 42;
+
+/// A guest whose counter grows when one of its programs asks for it.
+pub struct Guest {
+    pub vm: Vm,
+    counter: AtomicU32,
+}
+
+impl Guest {
+    pub fn boot(context: &Context, options: Options) -> Result<Self> {
+        let options = Options {
+            smp: Some(2),
+            genctr: Some(FIRST),
+            ..options
+        };
+        Ok(Self {
+            vm: context.boot(options)?,
+            counter: AtomicU32::new(FIRST),
+        })
+    }
+
+    /// Changes the counter, as a hypervisor does: a new ID, the counter, the
+    /// notification.
+    pub fn change(&self) -> Result<u32> {
+        let counter = self.counter.fetch_add(1, Relaxed) + 1;
+        self.vm.qmp(&qmp::qom_set {
+            path: "/machine/peripheral/vmgenid".into(),
+            property: "genctr".into(),
+            value: counter.into(),
+        })?;
+        Ok(counter)
+    }
+
+    /// Runs a program, and does what it asks for. What else it prints is for
+    /// `hear`, line by line.
+    pub fn run(&self, argv: &[&str], mut hear: impl FnMut(&str)) -> Result<Status> {
+        let (stdin, mut answers) = UnixStream::pair()?;
+        let (storming, mut line) = (AtomicBool::new(false), Vec::new());
+        thread::scope(|scope| {
+            let mut storm = None;
+            let mut act = |line: &str| -> Result<()> {
+                let answer = match line {
+                    "change" => self.change()?,
+                    "storm" => {
+                        storming.store(true, Relaxed);
+                        storm = Some(scope.spawn(|| self.storm(&storming)));
+                        0
+                    }
+                    "calm" => {
+                        storming.store(false, Relaxed);
+                        storm
+                            .take()
+                            .map_or(Ok(0), |storm| storm.join().expect("panicked"))?
+                    }
+                    other => {
+                        hear(other);
+                        return Ok(());
+                    }
+                };
+                Ok(writeln!(answers, "{answer}")?)
+            };
+            let command = self.vm.command(argv.iter().copied());
+            let status = command
+                .stdin(File::from(OwnedFd::from(stdin)))
+                .stream(|stream, bytes| {
+                    if stream == Stream::Stderr {
+                        return io::stderr().write_all(bytes);
+                    }
+                    for &byte in bytes {
+                        if byte != b'\n' {
+                            line.push(byte);
+                            continue;
+                        }
+                        act(&String::from_utf8_lossy(&line)).map_err(io::Error::other)?;
+                        line.clear();
+                    }
+                    Ok(())
+                });
+            storming.store(false, Relaxed);
+            status
+        })
+    }
+
+    /// Changes the counter again and again. Returns how often.
+    fn storm(&self, on: &AtomicBool) -> Result<u32> {
+        let mut changes = 0;
+        while on.load(Relaxed) {
+            self.change()?;
+            changes += 1;
+            // The guest has more to do than we.
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(changes)
+    }
+
+    /// Runs a program that has to succeed, as it does if its promises hold.
+    pub fn check(&self, argv: &[&str]) -> Result<()> {
+        let mut said = String::new();
+        let status = self.run(argv, |line| said += &format!("{line}\n"))?;
+        ensure!(status.success(), "{argv:?}: {status}: {said}");
+        Ok(())
+    }
+}
+
+impl Borrow<Vm> for Guest {
+    fn borrow(&self) -> &Vm {
+        &self.vm
+    }
+}
+
+/// The tests of one subject share a guest.
+pub fn trials() -> Result<Vec<Trial>> {
+    let mut guests = BTreeMap::<String, Arc<Shared<Guest>>>::new();
+    let mut trials = Vec::new();
+    for name in promises::list(&Context::new()?, &["--changes"])? {
+        let subject = name.split("::").next().unwrap_or_default();
+        if !guests.contains_key(subject) {
+            guests.insert(subject.into(), Shared::new()?);
+        }
+        let shared = guests[subject].clone();
+        trials.push(Trial::test(format!("changes::{name}"), move || {
+            let boot = |context: &Context| Guest::boot(context, Options::default());
+            let result = shared.test(boot, |guest| guest.check(&["contract", "promise", &name]));
+            result.map_err(failed)
+        }));
+    }
+    Ok(trials)
+}

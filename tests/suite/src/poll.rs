@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Who waits for the counter to change, when the machine is restored.
+
+use crate::{
+    context::{Context, await_random, genctr, reseeds, wait},
+    tests,
+};
+use anyhow::{Result, ensure};
+use vm::Vm;
+
+tests! {
+    a_restore_wakes_who_waits
+}
+
+/// Waits until the waiter has written a line that starts with this.
+fn line(vm: &Vm, start: &str) -> Result<String> {
+    wait("the waiter says something", || {
+        let log = vm.shell("cat /tmp/waiter 2>/dev/null || true")?;
+        Ok(log
+            .lines()
+            .find(|line| line.starts_with(start))
+            .map(String::from))
+    })
+}
+
+fn a_restore_wakes_who_waits(context: &Context) -> Result<()> {
+    let mut vm = context.boot(genctr(42))?;
+    await_random(&vm)?;
+    let argv = ["contract", "wait", "--out", "/tmp/waiter"];
+    vm.spawn(argv, "/tmp/waiter.err")?;
+    line(&vm, "waiting, at 42")?;
+    let snapshot = "s".parse()?;
+    vm.snapshot(&snapshot)?;
+    for value in [43, 44] {
+        let clone = vm.clone_from(&snapshot, Some(value), None)?;
+        let said = line(&clone, "from 42: ")?;
+        let expected = format!("from 42: PollFlags(IN), read {value}");
+        ensure!(said == expected, "expected {expected}: {said}");
+        ensure!(reseeds(&clone)? == 1, "{} reseeds", reseeds(&clone)?);
+    }
+    Ok(())
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The device comes and goes while many use it, and the counter changes.
+
+use crate::{changes::Guest, context::Context, promises, tests};
+use anyhow::{Context as _, Result, ensure};
+use std::{env, path::PathBuf};
+use vm::{Add, Options, kernel};
+
+tests! {
+    rebinds_and_reloads_leave_a_sound_driver
+    stress_ng_finds_nothing
+    soak
+}
+
+/// Runs the guest's stress program, then all the promises in the same guest.
+fn stress(context: &Context, args: &[&str], mut hear: impl FnMut(&str)) -> Result<()> {
+    let options = Options {
+        memory: Some(2 * kernel::needs(&kernel::default()).memory),
+        ..Options::default()
+    };
+    let guest = Guest::boot(context, options)?;
+    let argv = [&["contract", "stress"], args].concat();
+    let mut said = String::new();
+    let status = guest.run(&argv, |line| {
+        hear(line);
+        said += &format!("{line}\n");
+    })?;
+    ensure!(status.success(), "{status}: {said}");
+    for list in [&[][..], &["--changes"]] {
+        for promise in promises::list(context, list)? {
+            guest.check(&["contract", "promise", &promise])?;
+        }
+    }
+    Ok(())
+}
+
+fn rebinds_and_reloads_leave_a_sound_driver(context: &Context) -> Result<()> {
+    // All of it where it counts.
+    let [binds, loads] = match kernel::default().as_str() {
+        "debug" => ["1000", "200"],
+        _ => ["50", "10"],
+    };
+    let args = ["--binds", binds, "--loads", loads];
+    stress(context, &args, |line| eprintln!("stress: {line}"))
+}
+
+/// For `make soak`: as long as SOAK says, in minutes.
+fn soak(context: &Context) -> Result<()> {
+    let minutes = env::var("SOAK").unwrap_or("60".into());
+    stress(context, &["--minutes", &minutes], |line| {
+        eprintln!("{line}")
+    })
+}
+
+fn stress_ng_finds_nothing(context: &Context) -> Result<()> {
+    let cache = env::var_os("VMGENID_CACHE").context("VMGENID_CACHE is not set")?;
+    let folder = PathBuf::from(cache).join("stress-ng");
+    let entries = folder.read_dir();
+    let entries = entries.context("there is no stress-ng: scripts/stress-ng fetches it")?;
+    let add = |entry: std::io::Result<std::fs::DirEntry>| {
+        let host = entry?.path();
+        let name = host.file_name().context("no name")?.to_string_lossy();
+        let guest = format!("/stress-ng/{name}");
+        Ok(Add { host, guest })
+    };
+    let options = Options {
+        memory: Some(2 * kernel::needs(&kernel::default()).memory),
+        add: entries.map(add).collect::<Result<_>>()?,
+        ..Options::default()
+    };
+    let guest = Guest::boot(context, options)?;
+    let output = guest.vm.shell(
+        "cd /stress-ng && ./ld.so --library-path . ./stress-ng \
+            --dev 4 --dev-file /dev/vmgenid --timeout 60s --verify 2>&1",
+    )?;
+    ensure!(
+        output.contains("1 of 1 devices opened and exercised") && output.contains("failed: 0"),
+        "stress-ng says: {output}"
+    );
+    for promise in promises::list(context, &[])? {
+        guest.check(&["contract", "promise", &promise])?;
+    }
+    Ok(())
+}
