@@ -3,6 +3,7 @@
 //! What the tests run in the guest: the promises of `/dev/vmgenid`, one test
 //! each, and the programs that a restore happens to.
 
+mod contend;
 mod cost;
 mod lifecycle;
 mod machine;
@@ -49,6 +50,11 @@ enum Program {
         #[arg(long, default_value_t = 8)]
         threads: usize,
     },
+    /// Look at the counter from many sides, and check each time that the reseed
+    /// came first; until killed
+    Contend(contend::Args),
+    /// Read the counter into a page of a file
+    ReadInto { file: String },
     /// Measure calls; in guest instructions under -icount
     Cost,
     /// Map the counter's page and dump core
@@ -77,6 +83,8 @@ fn main() -> ExitCode {
         Program::Stress(args) => stress::run(args),
         Program::Busy(args) => stress::busy(args),
         Program::Readers { threads } => spin::readers(threads),
+        Program::Contend(args) => contend::run(&args),
+        Program::ReadInto { file } => contend::read_into(&file),
         Program::Cost => cost::run(),
         Program::Crash => promises::crash(),
     };

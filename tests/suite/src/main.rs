@@ -6,6 +6,7 @@
 mod changes;
 mod checkers;
 mod clones;
+mod contention;
 mod context;
 mod firmware;
 mod guests;
@@ -19,6 +20,7 @@ mod reseeds;
 mod shared;
 mod stress;
 mod tool;
+mod vmforks;
 
 use anyhow::Result;
 use context::Context;
@@ -50,11 +52,12 @@ fn main() -> ExitCode {
     }
     // One test spends its time waiting for a guest to grow old.
     args.test_threads = args.test_threads.or(Some(3));
-    let tests: [&[Test]; 11] = [
+    let tests: [&[Test]; 12] = [
         checkers::TESTS,
         clones::TESTS,
         firmware::TESTS,
         reseeds::TESTS,
+        contention::TESTS,
         guests::TESTS,
         kunit::TESTS,
         lifecycle::TESTS,

@@ -263,6 +263,11 @@ impl Vm {
 
     /// Gives the generation counter of the running VM another value.
     pub fn set_genctr(&mut self, counter: u32) -> Result<()> {
+        self.set_genctr_each(&[counter])
+    }
+
+    /// Gives it one value after the other, as fast as QEMU takes them.
+    pub fn set_genctr_each(&mut self, counters: &[u32]) -> Result<()> {
         let _lock = self.lock()?;
         self.check_running()?;
         let before = self.folder.state()?;
@@ -274,20 +279,28 @@ impl Vm {
         // First the note, then the deed: the lineage may hold more than the
         // guest has seen, but never less.
         let mut after = before.clone();
-        after.lineage = before.lineage.with(counter)?;
-        after.options.genctr = Some(counter);
-        self.folder.write_state(&after)?;
-        let set = self.monitor()?.settle(&qmp::qom_set {
-            path: "/machine/peripheral/vmgenid".into(),
-            property: "genctr".into(),
-            value: counter.into(),
-        });
-        if set.is_err() {
-            // What the guest may have seen stays in the lineage.
-            after.options = before.options;
-            self.folder.write_state(&after)?;
+        for &counter in counters {
+            after.lineage = after.lineage.with(counter)?;
+            after.options.genctr = Some(counter);
         }
-        set.map(drop)
+        self.folder.write_state(&after)?;
+        let mut monitor = self.monitor()?;
+        let mut last = before.options.genctr;
+        for &counter in counters {
+            let set = monitor.settle(&qmp::qom_set {
+                path: "/machine/peripheral/vmgenid".into(),
+                property: "genctr".into(),
+                value: counter.into(),
+            });
+            if set.is_err() {
+                // What the guest may have seen stays in the lineage.
+                after.options.genctr = last;
+                self.folder.write_state(&after)?;
+                return set.map(drop);
+            }
+            last = Some(counter);
+        }
+        Ok(())
     }
 
     /// The snapshots that can be restored.

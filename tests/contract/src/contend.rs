@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Many who look at the counter at once, each of whom checks that the kernel
+//! was reseeded before anybody could learn of a change.
+
+use crate::{NODE, sys};
+use anyhow::{Context, bail, ensure};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fd::OwnedFd,
+    mm::{MapFlags, ProtFlags},
+};
+use std::{
+    sync::atomic::{AtomicU32, Ordering::SeqCst},
+    thread,
+    time::Duration,
+};
+
+/// How many times the vmfork notifiers were called, by our test module.
+const COUNT: &str = "/sys/kernel/debug/vmforks/count";
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Threads that read
+    #[arg(long, default_value_t = 64)]
+    readers: usize,
+    /// Threads that wait in poll, then read
+    #[arg(long, default_value_t = 0)]
+    pollers: usize,
+    /// Milliseconds after which those look for themselves: where nothing tells
+    /// them
+    #[arg(long)]
+    poll_again: Option<u32>,
+    /// The counter grows by one, and waits for all of us each time: so each
+    /// value is a reseed
+    #[arg(long)]
+    steps: bool,
+}
+
+/// What is known before the first change.
+struct Start {
+    counter: u32,
+    count: u32,
+    steps: bool,
+}
+
+impl Start {
+    /// Who has learned that the counter is `value`, or later, sees this many
+    /// reseeds at least.
+    fn check(&self, who: &str, value: u32, count: &OwnedFd) -> anyhow::Result<()> {
+        let expected = if self.steps {
+            value - self.counter
+        } else {
+            (value != self.counter).into()
+        };
+        let count = read_count(count)? - self.count;
+        ensure!(
+            count >= expected,
+            "{who} learns of {value}, after {count} reseeds of {expected}"
+        );
+        Ok(())
+    }
+}
+
+fn read_count(file: &OwnedFd) -> anyhow::Result<u32> {
+    let mut bytes = [0; 16];
+    let len = rustix::io::pread(file, &mut bytes, 0).context("read the count")?;
+    let text = std::str::from_utf8(&bytes[..len])?;
+    Ok(text.trim().parse()?)
+}
+
+fn open() -> anyhow::Result<OwnedFd> {
+    sys::open(NODE).with_context(|| format!("open {NODE}"))
+}
+
+fn open_count() -> anyhow::Result<OwnedFd> {
+    sys::open(COUNT).with_context(|| format!("open {COUNT}"))
+}
+
+/// Reads without end.
+fn reader(start: &Start, seen: &AtomicU32) -> anyhow::Result<()> {
+    let (file, count) = (open()?, open_count()?);
+    let mut last = start.counter;
+    loop {
+        // The scheduler's turns are long where everybody is busy.
+        for _ in 0..100 {
+            let value = sys::read(&file).context("read")?;
+            if value != last {
+                start.check("a reader", value, &count)?;
+                ensure!(value > last, "a reader sees {value} after {last}");
+                last = value;
+            }
+        }
+        seen.store(last, SeqCst);
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Waits until the counter is another one, without end.
+fn poller(start: &Start, again: Option<u32>, seen: &AtomicU32) -> anyhow::Result<()> {
+    let (file, count) = (open()?, open_count()?);
+    let mut last = sys::read(&file).context("read")?;
+    let again = again.map(|again| Timespec {
+        tv_sec: 0,
+        tv_nsec: i64::from(again) * 1_000_000,
+    });
+    loop {
+        seen.store(last, SeqCst);
+        let mut fds = [PollFd::new(&file, PollFlags::IN)];
+        if poll(&mut fds, again.as_ref()).context("poll")? == 0 {
+            continue;
+        }
+        ensure!(
+            fds[0].revents() == PollFlags::IN,
+            "poll says {:?}",
+            fds[0].revents()
+        );
+        start.check("a poller", last + 1, &count)?;
+        let value = sys::read(&file).context("read")?;
+        ensure!(value > last, "poll says readable, read says {value} again");
+        last = value;
+    }
+}
+
+/// Says "ready", then one line for each value that everybody has seen, with the
+/// number of reseeds until then. Who sees something wrong says so, and all end.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    // Some time is for others.
+    rustix::process::nice(19).context("nice")?;
+    let count = open_count()?;
+    let start = Start {
+        counter: sys::read(&open()?).context("read")?,
+        count: read_count(&count)?,
+        steps: args.steps,
+    };
+    let seen: Vec<_> = (0..args.readers + args.pollers)
+        .map(|_| AtomicU32::new(start.counter.wrapping_sub(1)))
+        .collect();
+    let (readers, pollers) = seen.split_at(args.readers);
+    let start = &start;
+    thread::scope(|scope| {
+        for seen in readers {
+            scope.spawn(|| end_all(reader(start, seen)));
+        }
+        for seen in pollers {
+            scope.spawn(|| end_all(poller(start, args.poll_again, seen)));
+        }
+        let mut last = start.counter.wrapping_sub(1);
+        loop {
+            let value = seen[0].load(SeqCst);
+            if value != last && seen.iter().all(|seen| seen.load(SeqCst) == value) {
+                match read_count(&count) {
+                    Ok(count) => println!("all at {value}: {} reseeds", count - start.count),
+                    Err(err) => end_all(Err(err)),
+                }
+                last = value;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    })
+}
+
+fn end_all(result: anyhow::Result<()>) {
+    if let Err(err) = result {
+        println!("{err:#}");
+        std::process::exit(1);
+    }
+}
+
+/// Reads the counter into a page of a file, whose device may take its time.
+pub fn read_into(path: &str) -> anyhow::Result<()> {
+    let file = open()?;
+    let slow = sys::open(path).with_context(|| format!("open {path}"))?;
+    let prot = ProtFlags::READ | ProtFlags::WRITE;
+    let offset = 1 << 19;
+    let buffer = sys::Map::of(&slow, sys::page(), prot, MapFlags::PRIVATE, offset)
+        .with_context(|| format!("mmap {path}"))?;
+    println!("reading");
+    match sys::read_at_address(&file, buffer.address(), 4).context("read")? {
+        4 => println!("read {}", buffer.load(0)),
+        len => bail!("read returned {len}"),
+    }
+    Ok(())
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Guests with our test module, which sees and does things inside of the
+//! kernel. What it offers is said in tests/module/vmforks.rs.
+
+use crate::context::{Context, await_random, wait};
+use anyhow::{Result, ensure};
+use vm::{Add, Options, Vm};
+
+const FOLDER: &str = "/sys/kernel/debug/vmforks";
+
+/// Boots a guest that has the test module, loaded.
+pub fn boot(context: &Context, mut options: Options) -> Result<Vm> {
+    options.add.push(Add {
+        host: context.module("vmforks.ko"),
+        guest: "/vmforks.ko".into(),
+    });
+    // Many threads under many checkers.
+    options.memory = Some(512);
+    let vm = context.boot(options)?;
+    await_random(&vm)?;
+    vm.shell("mount -t debugfs debugfs /sys/kernel/debug && insmod /vmforks.ko")?;
+    Ok(vm)
+}
+
+/// How many times the kernel was reseeded because of us, since the module was
+/// loaded.
+pub fn count(vm: &Vm) -> Result<u32> {
+    Ok(vm.shell(&format!("cat {FOLDER}/count"))?.trim().parse()?)
+}
+
+pub fn expect_count(vm: &Vm, expected: u32) -> Result<()> {
+    let count = count(vm)?;
+    ensure!(
+        count == expected,
+        "expected {expected} reseeds, there were {count}"
+    );
+    Ok(())
+}
+
+/// Sends notifications without a change, and waits until they were handled.
+pub fn notify(vm: &Vm, times: u32) -> Result<()> {
+    vm.shell(&format!("echo {times} >{FOLDER}/notify"))
+        .map(drop)
+}
+
+/// A program that goes on in the guest, and what it prints.
+pub struct Background {
+    pid: u32,
+    log: String,
+}
+
+impl Background {
+    pub fn start(vm: &Vm, script: &str) -> Result<Self> {
+        // A name of its own.
+        let log = vm.shell("mktemp /tmp/log.XXXXXX")?.trim().to_string();
+        let pid = vm.spawn(["sh", "-c", script], &log)?;
+        Ok(Self { pid, log })
+    }
+
+    /// Somebody who holds `rtnl_lock`, until killed.
+    pub fn rtnl_holder(vm: &Vm) -> Result<Self> {
+        let holder = Self::start(vm, &format!("echo 3600000 >{FOLDER}/hold_rtnl"))?;
+        wait("rtnl_lock", || {
+            let held = vm.shell(&format!("cat {FOLDER}/hold_rtnl"))?;
+            Ok((held.trim() == "true").then_some(()))
+        })?;
+        Ok(holder)
+    }
+
+    pub fn says(&self, vm: &Vm) -> Result<String> {
+        vm.shell(&format!("cat {}", self.log))
+    }
+
+    /// Waits until it says this line.
+    pub fn await_line(&self, vm: &Vm, line: &str) -> Result<()> {
+        let look = format!(
+            "test -e /proc/{} || echo 'it has ended:'; cat {}",
+            self.pid, self.log
+        );
+        wait(&format!("{line:?}"), || {
+            let says = vm.shell(&look)?;
+            if says.lines().any(|said| said == line) {
+                return Ok(Some(()));
+            }
+            ensure!(!says.starts_with("it has ended"), "{line:?}: {says}");
+            Ok(None)
+        })
+    }
+
+    fn state(&self, vm: &Vm) -> Result<String> {
+        vm.shell(&format!(
+            "awk '{{ print $3 }}' /proc/{}/stat 2>/dev/null || true",
+            self.pid
+        ))
+    }
+
+    /// Waits until the program sleeps where no signal reaches it.
+    pub fn await_blocked(&self, vm: &Vm) -> Result<()> {
+        wait("a program that waits", || {
+            let state = self.state(vm)?;
+            ensure!(
+                !state.is_empty(),
+                "it did not wait, but says: {}",
+                self.says(vm)?
+            );
+            Ok((state.trim() == "D").then_some(()))
+        })
+    }
+
+    pub fn is_blocked(&self, vm: &Vm) -> Result<bool> {
+        Ok(self.state(vm)?.trim() == "D")
+    }
+
+    /// Waits until the program has ended, and returns what it said.
+    pub fn end(self, vm: &Vm) -> Result<String> {
+        wait("the end of a program", || {
+            Ok(self.state(vm)?.is_empty().then_some(()))
+        })?;
+        Ok(self.says(vm)?.trim().into())
+    }
+
+    pub fn kill(self, vm: &Vm) -> Result<String> {
+        vm.shell(&format!("kill -9 {}", self.pid))?;
+        self.end(vm)
+    }
+}
