@@ -5,6 +5,7 @@
 
 mod contend;
 mod cost;
+mod faults;
 mod lifecycle;
 mod machine;
 mod poll;
@@ -53,6 +54,13 @@ enum Program {
     /// Look at the counter from many sides, and check each time that the reseed
     /// came first; until killed
     Contend(contend::Args),
+    /// Let each allocation and each copy of a call fail, one after the other
+    Faults { call: faults::Call },
+    /// Say what becomes of a probe: of an insmod, or of a bind
+    Probe {
+        #[arg(long)]
+        bind: bool,
+    },
     /// Read the counter into a page of a file
     ReadInto { file: String },
     /// Measure calls; in guest instructions under -icount
@@ -84,6 +92,8 @@ fn main() -> ExitCode {
         Program::Busy(args) => stress::busy(args),
         Program::Readers { threads } => spin::readers(threads),
         Program::Contend(args) => contend::run(&args),
+        Program::Faults { call } => faults::walk(call),
+        Program::Probe { bind } => faults::probe(bind),
         Program::ReadInto { file } => contend::read_into(&file),
         Program::Cost => cost::run(),
         Program::Crash => promises::crash(),

@@ -8,6 +8,7 @@ mod checkers;
 mod clones;
 mod contention;
 mod context;
+mod faults;
 mod firmware;
 mod guests;
 mod kunit;
@@ -52,12 +53,13 @@ fn main() -> ExitCode {
     }
     // One test spends its time waiting for a guest to grow old.
     args.test_threads = args.test_threads.or(Some(3));
-    let tests: [&[Test]; 12] = [
+    let tests: [&[Test]; 13] = [
         checkers::TESTS,
         clones::TESTS,
         firmware::TESTS,
         reseeds::TESTS,
         contention::TESTS,
+        faults::TESTS,
         guests::TESTS,
         kunit::TESTS,
         lifecycle::TESTS,

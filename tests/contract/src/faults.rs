@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Fault injection: each allocation, and each copy to or from userspace, that a
+//! call makes fails once, one after the other, until the call needs none more.
+//! The kernel counts them (`/proc/self/fail-nth`), the driver's and its own.
+//!
+//! Once a fault is on its way, only the call under test may enter the kernel.
+
+use crate::{
+    NODE, machine,
+    sys::{self, Map},
+};
+use anyhow::{Context, bail, ensure};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, epoll, poll},
+    fd::OwnedFd,
+    fs::{OFlags, SeekFrom},
+    io::Errno,
+};
+use std::{collections::BTreeMap, fs, path::Path};
+
+const DRIVER: &str = "/sys/bus/platform/drivers/vmgenid";
+
+/// More than any call needs: a walk that does not end.
+const MOST: u32 = 100_000;
+
+#[derive(clap::ValueEnum, Clone, Copy)]
+pub enum Call {
+    /// A probe of what the module does not know yet.
+    FirstBind,
+    Bind,
+    Open,
+    Mmap,
+    Read,
+    Readv,
+    Poll,
+    Epoll,
+}
+
+/// Walks through all faults of one call. Says how many there were, and what
+/// became of it.
+pub fn walk(call: Call) -> anyhow::Result<()> {
+    let faults = Faults::new()?;
+    match call {
+        Call::FirstBind => bind(&faults, true),
+        Call::Bind => bind(&faults, false),
+        Call::Open => calls(&faults, || Ok(()), |()| sys::open(NODE)),
+        Call::Mmap => calls(&faults, || sys::open(NODE), Map::readonly),
+        Call::Read => reads(&faults, sys::read),
+        Call::Readv => reads(&faults, sys::readv),
+        Call::Poll => calls(&faults, || sys::open(NODE), poll_once),
+        Call::Epoll => calls(&faults, || sys::open(NODE), epoll_once),
+    }
+}
+
+/// This process's faults.
+struct Faults(OwnedFd);
+
+impl Faults {
+    fn new() -> anyhow::Result<Self> {
+        let path = "/proc/self/fail-nth";
+        Ok(Self(sys::open_as(path, OFlags::RDWR).context(path)?))
+    }
+
+    /// Makes the call with its fault number `nth`. `None`: it has fewer.
+    fn inject<T>(&self, nth: u32, call: impl FnOnce() -> T) -> anyhow::Result<Option<T>> {
+        let number = nth.to_string();
+        rustix::io::pwrite(&self.0, number.as_bytes(), 0).context("fail-nth")?;
+        let result = call();
+
+        // Reading is a copy to userspace, too: it fails if it is the next.
+        let mut left = [b'?'; 16];
+        let untouched = match rustix::io::pread(&self.0, &mut left, 0) {
+            Ok(_) => left[0] != b'0',
+            Err(_) => true,
+        };
+        // As is writing.
+        while rustix::io::pwrite(&self.0, b"0", 0).is_err() {}
+        Ok((!untouched).then_some(result))
+    }
+}
+
+/// What became of the faults, and how often.
+#[derive(Default)]
+struct Outcomes(BTreeMap<String, u32>);
+
+impl Outcomes {
+    fn add(&mut self, outcome: impl Into<String>) {
+        *self.0.entry(outcome.into()).or_default() += 1;
+    }
+
+    fn say(&self) {
+        println!("{} faults", self.0.values().sum::<u32>());
+        for (outcome, count) in &self.0 {
+            println!("{count} times: {outcome}");
+        }
+    }
+}
+
+/// Walks through the faults of a call on something that is made new each time.
+/// A call that fails does so with an error of memory; the next works.
+fn calls<F, T>(
+    faults: &Faults,
+    make: impl Fn() -> rustix::io::Result<F>,
+    call: impl Fn(&F) -> rustix::io::Result<T>,
+) -> anyhow::Result<()> {
+    let mut outcomes = Outcomes::default();
+    for nth in 1..MOST {
+        let subject = make().context("prepare")?;
+        let Some(result) = faults.inject(nth, || call(&subject))? else {
+            outcomes.say();
+            return Ok(());
+        };
+        match result {
+            Ok(_) => outcomes.add("harmless"),
+            Err(Errno::NOMEM) => outcomes.add("NOMEM"),
+            Err(Errno::FAULT) => outcomes.add("FAULT"),
+            // What mmap says where the kernel cannot note the memory's type.
+            Err(Errno::INVAL) => outcomes.add("INVAL"),
+            Err(errno) => bail!("fault {nth}: {errno:?}"),
+        }
+        call(&subject).with_context(|| format!("after fault {nth}"))?;
+        plain().with_context(|| format!("after fault {nth}"))?;
+    }
+    bail!("no end")
+}
+
+fn is_readable(file: &OwnedFd) -> rustix::io::Result<bool> {
+    let mut fds = [PollFd::new(file, PollFlags::IN)];
+    Ok(poll(&mut fds, Some(&Timespec::default()))? > 0)
+}
+
+fn poll_once(file: &OwnedFd) -> rustix::io::Result<()> {
+    is_readable(file).map(drop)
+}
+
+fn epoll_once(file: &OwnedFd) -> rustix::io::Result<()> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    epoll::add(
+        &epoll,
+        file,
+        epoll::EventData::new_u64(0),
+        epoll::EventFlags::IN,
+    )?;
+    let mut events = [const { std::mem::MaybeUninit::uninit() }; 1];
+    epoll::wait(&epoll, &mut events, Some(&Timespec::default())).map(drop)
+}
+
+/// Waits for another counter, and then for what a read does that cannot copy it:
+/// what poll compares with stays as it was.
+fn reads(
+    faults: &Faults,
+    read: impl Fn(&OwnedFd) -> rustix::io::Result<u32>,
+) -> anyhow::Result<()> {
+    let file = sys::open(NODE).context("open")?;
+    let map = Map::readonly(&file).context("mmap")?;
+    let before = read(&file).context("read")?;
+    println!("reading {before}");
+    while map.load(0) == before {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    ensure!(is_readable(&file)?, "not readable after the change");
+
+    let mut outcomes = Outcomes::default();
+    for nth in 1..MOST {
+        match faults.inject(nth, || read(&file))? {
+            Some(Err(Errno::FAULT)) => {
+                outcomes.add("FAULT");
+                ensure!(is_readable(&file)?, "not readable after EFAULT");
+            }
+            Some(result) => bail!("fault {nth}: {result:?}"),
+            None => {
+                ensure!(!is_readable(&file)?, "readable after a read");
+                outcomes.say();
+                return plain();
+            }
+        }
+    }
+    bail!("no end")
+}
+
+/// The node works.
+fn plain() -> anyhow::Result<()> {
+    let file = sys::open(NODE).context("open")?;
+    let read = sys::read(&file).context("read")?;
+    let mapped = Map::readonly(&file).context("mmap")?.load(0);
+    ensure!(read == mapped, "read {read}, mapped {mapped}");
+    ensure!(!is_readable(&file)?, "readable after a read");
+    Ok(())
+}
+
+/// The kernel's log.
+struct Log(OwnedFd);
+
+impl Log {
+    fn open() -> anyhow::Result<Self> {
+        let file = sys::open_as("/dev/kmsg", OFlags::RDONLY | OFlags::NONBLOCK);
+        Ok(Self(file.context("open /dev/kmsg")?))
+    }
+
+    /// Begins here.
+    fn skip(&self) -> anyhow::Result<()> {
+        rustix::fs::seek(&self.0, SeekFrom::End(0)).context("/dev/kmsg")?;
+        Ok(())
+    }
+
+    /// What the driver has said of what it does without.
+    fn warnings(&self) -> anyhow::Result<Vec<String>> {
+        let mut warnings = Vec::new();
+        let mut record = [0; 8192];
+        loop {
+            match rustix::io::read(&self.0, &mut record) {
+                Ok(len) => {
+                    let text = String::from_utf8_lossy(&record[..len]).into_owned();
+                    if text.contains("reseeding only") || text.contains("no generation ID") {
+                        warnings.push(text.lines().next().unwrap_or_default().into());
+                    }
+                }
+                Err(Errno::AGAIN) => return Ok(warnings),
+                Err(Errno::PIPE) => {}
+                Err(errno) => bail!("/dev/kmsg: {errno:?}"),
+            }
+        }
+    }
+}
+
+/// What became of a probe; an error if that cannot be.
+fn outcome(device: &str, log: &Log) -> anyhow::Result<&'static str> {
+    let bound = Path::new(DRIVER).join(device).exists();
+    let registered = Path::new("/sys/class/misc/vmgenid").exists();
+    let node = Path::new(NODE).exists();
+    let warnings = log.warnings()?;
+    Ok(match (bound, registered, node, warnings.len()) {
+        (true, true, true, 0) => {
+            plain()?;
+            "bound, all there"
+        }
+        // The kernel's own part, devtmpfs, does without a word.
+        (true, true, false, 0) => "bound, but devtmpfs has no node",
+        (true, false, false, 1) => "bound without a node, one line",
+        (false, false, false, 0) => "not bound",
+        (false, false, false, 1) => "not bound, one line",
+        state => bail!("bound, registered, node, lines: {state:?}: {warnings:?}"),
+    })
+}
+
+fn device() -> anyhow::Result<String> {
+    fs::read_dir(DRIVER)?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .find(|name| name.contains(':'))
+        .context("no device is bound")
+}
+
+/// The faults of a probe, by a module that is loaded anew each time or not.
+fn bind(faults: &Faults, anew: bool) -> anyhow::Result<()> {
+    let device = device()?;
+    let log = Log::open()?;
+    let write = |name: &str| fs::write(format!("{DRIVER}/{name}"), &device);
+    let reload = || -> anyhow::Result<()> {
+        if anew {
+            machine::unload().context("rmmod")?;
+            machine::load()?;
+        }
+        Ok(())
+    };
+    // Nobody but us binds it.
+    fs::write("/sys/bus/platform/drivers_autoprobe", "0").context("drivers_autoprobe")?;
+    write("unbind").context("unbind")?;
+
+    let mut outcomes = Outcomes::default();
+    for nth in 1..MOST {
+        reload()?;
+        log.skip()?;
+        let file = sys::open_as(&format!("{DRIVER}/bind"), OFlags::WRONLY).context("bind")?;
+        let bind = || rustix::io::pwrite(&file, device.as_bytes(), 0);
+        let result = faults.inject(nth, bind)?;
+        drop(file);
+        let outcome = outcome(&device, &log).with_context(|| format!("fault {nth}: {result:?}"))?;
+        let bound = !outcome.starts_with("not");
+        match result {
+            Some(result) => {
+                ensure!(
+                    result.is_ok() == bound,
+                    "fault {nth}: {result:?}, but {outcome}"
+                );
+                outcomes.add(outcome);
+            }
+            None => {
+                ensure!(outcome == "bound, all there", "untouched, but {outcome}");
+                outcomes.say();
+                return Ok(());
+            }
+        }
+        if bound {
+            write("unbind").with_context(|| format!("unbind after fault {nth}"))?;
+        }
+        // The next one works.
+        write("bind").with_context(|| format!("bind after fault {nth}"))?;
+        plain().with_context(|| format!("bound after fault {nth}"))?;
+        write("unbind").with_context(|| format!("unbind again after fault {nth}"))?;
+        let left = Path::new(NODE).exists() || Path::new("/sys/class/misc/vmgenid").exists();
+        ensure!(!left, "unbound after fault {nth}, and yet a node");
+    }
+    bail!("no end")
+}
+
+/// What becomes of a probe, or of another probe's absence: for the faults of
+/// functions, which the kernel counts for everybody.
+pub fn probe(again: bool) -> anyhow::Result<()> {
+    let log = Log::open()?;
+    // The device has this name in QEMU.
+    let device = "QEMUVGID:00";
+    log.skip()?;
+    let result = if again {
+        fs::write(format!("{DRIVER}/bind"), device)
+    } else {
+        let module = sys::open("/vmgenid.ko").context("open the module")?;
+        rustix::system::finit_module(&module, c"", 0).map_err(Into::into)
+    };
+    let outcome = outcome(device, &log)?;
+    match result {
+        Ok(()) => println!("{outcome}"),
+        Err(err) => println!("{outcome}, {}", err.raw_os_error().unwrap_or_default()),
+    }
+    Ok(())
+}

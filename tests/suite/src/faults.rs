@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Fault injection, in the guest kernel that can: every allocation and every
+//! registration of probe, open and the calls on an open file fails once.
+
+use crate::{
+    context::{Context, genctr, no_node, no_splat},
+    firmware, tests,
+    vmforks::{self, Background},
+};
+use anyhow::{Context as _, Result, ensure};
+use vm::{Options, Vm};
+
+tests! {
+    each_fault_of_a_first_probe_is_unwound
+    each_fault_of_a_probe_is_unwound
+    each_fault_of_a_call_is_unwound
+    a_read_that_faults_leaves_poll_as_it_was
+    each_registration_that_fails_has_its_outcome
+}
+
+/// A guest in which nothing fails by itself, and no fault that was asked for
+/// says so.
+fn boot(context: &Context, options: Options) -> Result<Vm> {
+    let vm = vmforks::boot(
+        context,
+        Options {
+            smp: Some(2),
+            ..options
+        },
+    )?;
+    vm.shell(
+        "set -e
+        cd /sys/kernel/debug
+        for kind in failslab fail_page_alloc fail_usercopy fail_function; do
+            echo 0 >$kind/verbose
+            echo 0 >$kind/probability
+        done
+        echo N >failslab/ignore-gfp-wait
+        echo N >fail_page_alloc/ignore-gfp-wait
+        echo N >fail_page_alloc/ignore-gfp-highmem
+        echo 0 >fail_page_alloc/min-order
+        echo clear >kmemleak",
+    )?;
+    Ok(vm)
+}
+
+/// Nothing has leaked, nothing has given up looking, and nobody has complained.
+fn clean(vm: &Vm) -> Result<()> {
+    // What is younger than five seconds counts as in use, and what changes
+    // between two looks does, too.
+    let leaks =
+        "cd /sys/kernel/debug; for _ in 1 2; do sleep 6; echo scan >kmemleak; done; cat kmemleak";
+    let leaks = Background::start(vm, leaks)?.end(vm)?;
+    ensure!(leaks.is_empty(), "kmemleak has found: {leaks}");
+    let gave_up = "dmesg | grep -E 'kmemleak: .*disabled|ODEBUG: Out of memory' || true";
+    let gave_up = vm.shell(gave_up)?;
+    ensure!(gave_up.is_empty(), "a checker has given up: {gave_up}");
+    no_splat(vm)
+}
+
+/// How many faults a walk has injected, by what it says, in which each of
+/// `outcomes` has to be.
+fn faults(said: &str, outcomes: &[&str]) -> Result<u32> {
+    let count = said
+        .lines()
+        .find_map(|line| line.strip_suffix(" faults")?.parse().ok());
+    for outcome in outcomes {
+        ensure!(said.contains(outcome), "no {outcome:?}: {said}");
+    }
+    eprintln!("{said}");
+    count.with_context(|| said.to_string())
+}
+
+/// A walk through the faults of a probe.
+///
+/// The device is that of a table in which the objects are plain names: where an
+/// allocation fails while a method stores a package into a local, as QEMU's
+/// does, ACPICA itself follows a null pointer
+/// (acpi_ut_update_object_reference(), 7.3.4).
+fn probes(context: &Context, walk: &str, floor: u32) -> Result<()> {
+    let (_tables, options) = firmware::plain(context)?;
+    let vm = boot(context, options)?;
+    let said = Background::start(&vm, &format!("contract faults {walk}"))?.end(&vm)?;
+    let outcomes = [
+        "not bound",
+        "bound without a node, one line",
+        "bound, all there",
+    ];
+    let count = faults(&said, &outcomes)?;
+    ensure!(count >= floor, "{count} faults only: {said}");
+    clean(&vm)
+}
+
+fn each_fault_of_a_first_probe_is_unwound(context: &Context) -> Result<()> {
+    probes(context, "first-bind", 40)
+}
+
+fn each_fault_of_a_probe_is_unwound(context: &Context) -> Result<()> {
+    probes(context, "bind", 30)
+}
+
+fn each_fault_of_a_call_is_unwound(context: &Context) -> Result<()> {
+    let vm = boot(context, genctr(42))?;
+    for (call, floor, errno) in [
+        ("open", 2, "NOMEM"),
+        ("mmap", 3, "NOMEM"),
+        ("poll", 1, "FAULT"),
+        ("epoll", 3, "NOMEM"),
+    ] {
+        let said = Background::start(&vm, &format!("contract faults {call}"))?.end(&vm)?;
+        let count = faults(&said, &[errno]).context(call)?;
+        ensure!(count >= floor, "{call}: {count} faults only: {said}");
+    }
+    clean(&vm)
+}
+
+fn a_read_that_faults_leaves_poll_as_it_was(context: &Context) -> Result<()> {
+    let mut vm = boot(context, genctr(42))?;
+    for (call, before) in [("read", 42), ("readv", 43)] {
+        let reader = Background::start(&vm, &format!("contract faults {call}"))?;
+        reader.await_line(&vm, &format!("reading {before}"))?;
+        vm.set_genctr(before + 1)?;
+        let count = faults(&reader.end(&vm)?, &["FAULT"]).context(call)?;
+        ensure!(count >= 1, "{call}: no faults");
+    }
+    clean(&vm)
+}
+
+/// A function that fails at its `nth` call with `error` (none: as it does), in
+/// an insmod or a bind, and what comes of that.
+struct Failing {
+    function: &'static str,
+    error: Option<i32>,
+    nth: u32,
+    bind: bool,
+    outcome: &'static str,
+}
+
+const ENOMEM: i32 = 12;
+
+fn each_registration_that_fails_has_its_outcome(context: &Context) -> Result<()> {
+    let vm = boot(context, genctr(42))?;
+    let failing = |function, error, nth, bind, outcome| Failing {
+        function,
+        error,
+        nth,
+        bind,
+        outcome,
+    };
+    let (enomem, insmod, bind) = (Some(ENOMEM), false, true);
+    let without = "bound without a node, one line";
+    let all = [
+        failing(
+            "__platform_driver_register",
+            enomem,
+            1,
+            insmod,
+            "not bound, 12",
+        ),
+        // The ID's, then the counter's.
+        failing("memremap", None, 1, insmod, "not bound"),
+        failing("memremap", None, 2, insmod, without),
+        failing("memremap", None, 1, bind, without),
+        failing("acpi_get_handle", None, 1, bind, "not bound, one line, 22"),
+        failing("acpi_get_handle", None, 2, bind, without),
+        failing(
+            "acpi_evaluate_object",
+            None,
+            1,
+            bind,
+            "not bound, one line, 22",
+        ),
+        failing("acpi_evaluate_object", None, 2, bind, without),
+        failing(
+            "acpi_dev_install_notify_handler",
+            enomem,
+            1,
+            bind,
+            "not bound, 12",
+        ),
+        failing("__devm_add_action", enomem, 1, bind, "not bound, 12"),
+        failing("misc_register", enomem, 1, bind, without),
+    ];
+    for failing in &all {
+        let function = failing.function;
+        fail(&vm, failing).with_context(|| format!("{function}, call {}", failing.nth))?;
+    }
+
+    // The one of mmap.
+    inject(&vm, "vm_iomap_memory", Some(ENOMEM), 1)?;
+    let output = vm.exec(["contract", "counter"])?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(said.contains("os error 12"), "mmap: {said}");
+    injected(&vm, "vm_iomap_memory")?;
+    expect_works(&vm)?;
+    clean(&vm)
+}
+
+fn fail(vm: &Vm, failing: &Failing) -> Result<()> {
+    let driver = "/sys/bus/platform/drivers/vmgenid";
+    let unbind = format!("cd {driver}; for device in *:*; do echo $device >unbind; done");
+    let (before, program) = if failing.bind {
+        (&*unbind, "contract probe --bind")
+    } else {
+        ("rmmod vmgenid", "contract probe")
+    };
+    vm.shell(before)?;
+    no_node(vm)?;
+    inject(vm, failing.function, failing.error, failing.nth)?;
+    let said = vm.shell(program)?;
+    injected(vm, failing.function)?;
+    ensure!(said.trim() == failing.outcome, "{said}");
+    if !failing.outcome.ends_with("one line") {
+        no_node(vm)?;
+    }
+    // The next one works.
+    if failing.bind {
+        vm.shell(&format!("{unbind} 2>/dev/null; contract probe --bind"))?;
+    } else {
+        vm.shell("rmmod vmgenid 2>/dev/null; insmod /vmgenid.ko")?;
+    }
+    expect_works(vm)
+}
+
+fn expect_works(vm: &Vm) -> Result<()> {
+    let said = vm.shell("contract counter")?;
+    ensure!(said.trim() == "read 42, mapped 42", "afterwards: {said}");
+    Ok(())
+}
+
+/// Has a function fail once, for whoever calls it.
+fn inject(vm: &Vm, function: &str, error: Option<i32>, nth: u32) -> Result<()> {
+    let retval = error.map_or(String::new(), |errno| {
+        format!("printf %#x -{errno} >{function}/retval;")
+    });
+    vm.shell(&format!(
+        "set -e; cd /sys/kernel/debug/fail_function
+        echo {function} >inject; {retval}
+        echo {} >space; echo 1 >times; echo 100 >probability",
+        nth
+    ))
+    .map(drop)
+}
+
+/// It has, and does no more.
+fn injected(vm: &Vm, function: &str) -> Result<()> {
+    let left = vm.shell(&format!(
+        "cd /sys/kernel/debug/fail_function; echo 0 >probability; echo '!{function}' >inject; cat times"
+    ))?;
+    ensure!(left.trim() == "0", "{function} was not called");
+    Ok(())
+}
