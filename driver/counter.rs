@@ -73,11 +73,7 @@ impl Counter {
     }
 
     /// Returns the counter; whatever it is, the kernel's random number generator has been
-    /// reseeded with the ID that came with it.
-    ///
-    /// The order is what makes it a barrier. The hypervisor changes the ID first and the counter
-    /// second. The counter is loaded first here and the ID is looked at second: if this counter
-    /// is new, that ID is, too.
+    /// reseeded with the ID that came with it. See [`counter_first`] for why.
     ///
     /// # Errors
     ///
@@ -85,9 +81,7 @@ impl Counter {
     #[inline(always)]
     pub(crate) fn read(&self) -> Result<u32> {
         self.check_bound()?;
-        let value = self.peek();
-        read_barrier();
-        self.id.apply_reseed_rule();
+        let (value, ()) = counter_first(|| self.peek(), || self.id.apply_reseed_rule());
         Ok(value)
     }
 
@@ -99,12 +93,9 @@ impl Counter {
     #[inline(always)]
     pub(crate) fn try_read(&self) -> Result<u32> {
         self.check_bound()?;
-        let value = self.peek();
-        read_barrier();
-        if self.id.is_reseeded() {
-            Ok(value)
-        } else {
-            Err(EAGAIN)
+        match counter_first(|| self.peek(), || self.id.is_reseeded()) {
+            (value, true) => Ok(value),
+            (_, false) => Err(EAGAIN),
         }
     }
 
@@ -124,6 +115,17 @@ impl Counter {
     }
 }
 
+/// Loads the counter, then looks at the ID: the order that makes a read a barrier.
+///
+/// The hypervisor changes the ID first and the counter second. If the counter that is loaded first
+/// here is new, so is the ID that is looked at second.
+#[inline(always)]
+fn counter_first<T>(counter: impl FnOnce() -> u32, id: impl FnOnce() -> T) -> (u32, T) {
+    let value = counter();
+    read_barrier();
+    (value, id())
+}
+
 /// That a counter's device is bound. When this is dropped it no longer is: open files answer
 /// `ENODEV` from then on, and who sleeps in `poll` wakes to see that.
 pub(crate) struct Binding(Arc<Counter>);
@@ -141,5 +143,59 @@ impl Drop for Binding {
         // Takes the lock of the wait queue: who was put into it before is woken; who comes later
         // sees that the device is not bound.
         self.0.changed().notify_all();
+    }
+}
+
+#[cfg(CONFIG_VMGENID_KUNIT_TEST)]
+#[kunit_tests(vmgenid_counter)]
+mod tests {
+    use super::*;
+
+    /// A machine that is restored after its first step: whichever that is.
+    struct Machine {
+        steps: Atomic<u32>,
+        reseeded: Atomic<bool>,
+    }
+
+    impl Machine {
+        fn new() -> Self {
+            Self {
+                steps: Atomic::new(0),
+                reseeded: Atomic::new(false),
+            }
+        }
+
+        /// Returns whether the machine was restored before this step.
+        fn step(&self) -> bool {
+            self.steps.fetch_add(1, Relaxed) > 0
+        }
+
+        fn counter(&self) -> u32 {
+            if self.step() {
+                43
+            } else {
+                42
+            }
+        }
+
+        fn rule(&self) {
+            if self.step() {
+                self.reseeded.store(true, Relaxed);
+            }
+        }
+    }
+
+    #[test]
+    fn a_new_counter_comes_after_the_reseed() {
+        let machine = Machine::new();
+        let (value, ()) = counter_first(|| machine.counter(), || machine.rule());
+        assert!(value == 42 || machine.reseeded.load(Relaxed));
+
+        // Restored before both of them: the new counter, and the reseed.
+        let machine = Machine::new();
+        machine.step();
+        let (value, ()) = counter_first(|| machine.counter(), || machine.rule());
+        assert_eq!(value, 43);
+        assert!(machine.reseeded.load(Relaxed));
     }
 }

@@ -108,14 +108,41 @@ fn check_read(len: usize, pos: i64) -> Result<bool> {
 struct OpenFile {
     counter: Arc<Counter>,
 
-    /// What a read returned last, at first the counter at `open`: what `poll` compares with. Or
-    /// [`OWED`].
-    last: Atomic<u64>,
+    /// What a read returned last, at first the counter at `open`: what `poll` compares with.
+    last: Atomic<u32>,
+
+    /// Whether a read that must not wait was told to come back when `poll` says so.
+    owed: Atomic<bool>,
 }
 
-/// A read that must not wait was told to come back when `poll` says so: whatever the counter is
-/// then, it is not this.
-const OWED: u64 = 1 << 32;
+impl OpenFile {
+    fn new(counter: Arc<Counter>) -> Self {
+        let last = Atomic::new(counter.peek());
+        Self {
+            counter,
+            last,
+            owed: Atomic::new(false),
+        }
+    }
+
+    /// Notes what a read returned.
+    fn returned(&self, value: u32) {
+        self.last.store(value, Relaxed);
+        self.owed.store(false, Relaxed);
+    }
+
+    /// Notes that a read was put off, maybe for the sake of an ID that came without a new counter.
+    fn put_off(&self) {
+        self.owed.store(true, Relaxed);
+        // So that no read takes the short way, on which nothing is noted.
+        self.last.store(!self.counter.peek(), Relaxed);
+    }
+
+    /// Returns whether a read has something new to return, where the counter is `value`.
+    fn is_new(&self, value: u32) -> bool {
+        value != self.last.load(Relaxed) || self.owed.load(Relaxed)
+    }
+}
 
 /// What the node's files do. See `Documentation/vmgenid.rst` for what each call promises.
 struct Operations;
@@ -129,11 +156,7 @@ impl FileOperations for Operations {
     fn open(counter: &Arc<Counter>) -> Result<KBox<OpenFile>> {
         // No barrier here: `misc_open()` holds a mutex under which the vmfork notifiers must not
         // be called.
-        let file = OpenFile {
-            counter: counter.clone(),
-            last: Atomic::new(counter.peek().into()),
-        };
-        Ok(KBox::new(file, GFP_KERNEL)?)
+        Ok(KBox::new(OpenFile::new(counter.clone()), GFP_KERNEL)?)
     }
 
     fn read(file: &OpenFile, mut buf: UserSliceWriter, pos: i64) -> Result<usize> {
@@ -142,7 +165,7 @@ impl FileOperations for Operations {
         }
         let value = file.counter.read()?;
         buf.write(&value)?;
-        file.last.store(value.into(), Relaxed);
+        file.returned(value);
         Ok(SIZE)
     }
 
@@ -152,7 +175,7 @@ impl FileOperations for Operations {
             return None;
         }
         let value = file.counter.try_read().ok()?;
-        if u64::from(value) != file.last.read_once() {
+        if value != file.last.read_once() {
             return None;
         }
         // As it was the last time: the user gets it, and that is all.
@@ -165,23 +188,21 @@ impl FileOperations for Operations {
         }
         let file = kiocb.file();
         let value = if kiocb.nowait() {
-            file.counter
-                .try_read()
-                .inspect_err(|_| file.last.store(OWED, Relaxed))?
+            file.counter.try_read().inspect_err(|_| file.put_off())?
         } else {
             file.counter.read()?
         };
         if iov.copy_to_iter(&value.to_ne_bytes()) != SIZE {
             return Err(EFAULT);
         }
-        file.last.store(value.into(), Relaxed);
+        file.returned(value);
         Ok(SIZE)
     }
 
     fn poll(file: &OpenFile, waiter: &Waiter<'_>) -> Ready {
         waiter.wait_for(file.counter.changed());
         match file.counter.read() {
-            Ok(value) if u64::from(value) != file.last.load(Relaxed) => Ready::READ,
+            Ok(value) if file.is_new(value) => Ready::READ,
             Ok(_) => Ready::NOT,
             Err(_) => Ready::GONE,
         }

@@ -203,8 +203,9 @@ impl<T: FileOperations> Adapter<T> {
         // SAFETY: The poll call of a file can access the private data, and borrow from it.
         let private = unsafe { T::Ptr::borrow((*file).private_data) };
         let waiter = Waiter {
-            // SAFETY: The file is valid for the duration of the call, and so is its position,
-            // which `Adapter<T>` does not lock.
+            // SAFETY:
+            // - The file is valid for the duration of this call.
+            // - There is no active fdget_pos region on the file on this thread.
             file: unsafe { File::from_raw_file(file) },
             // SAFETY: By the safety requirements of this function.
             table: unsafe { PollTable::from_raw(table) },
@@ -223,20 +224,17 @@ impl<T: FileOperations> Adapter<T> {
         len: usize,
         ppos: *mut bindings::loff_t,
     ) -> isize {
-        // SAFETY: As for `read_all`. What is borrowed and copied here is used only until then.
-        let fast = unsafe {
-            T::read_fast(
-                T::Ptr::borrow((*file).private_data),
-                UserSlice::new(UserPtr::from_ptr(buf.cast()), len).writer(),
-                *ppos,
-            )
-        };
-        match fast {
+        // SAFETY: The read call of a file can access the private data, and borrow from it.
+        let private = unsafe { T::Ptr::borrow((*file).private_data) };
+        let slice = UserSlice::new(UserPtr::from_ptr(buf.cast()), len).writer();
+
+        // SAFETY: The position is valid by the safety requirements.
+        match T::read_fast(private, slice, unsafe { *ppos }) {
             // The compiler would take the length from what the copy gets, by way of a register
             // that has to be saved for that.
             Some(Ok(len)) => Atomic::new(len).read_once() as isize,
             Some(Err(err)) => errno(err),
-            // SAFETY: The requirements are the same.
+            // SAFETY: The requirements are those of this function. The borrow has ended.
             None => unsafe { Self::read_all(file, buf, len, ppos) },
         }
     }
