@@ -104,43 +104,59 @@ fn check_read(len: usize, pos: i64) -> Result<bool> {
     }
 }
 
-/// An open file.
-struct OpenFile {
-    counter: Arc<Counter>,
-
-    /// What a read returned last, at first the counter at `open`: what `poll` compares with.
-    last: Atomic<u32>,
+/// What the reader of a file has got last: what `poll` compares with.
+struct LastRead {
+    /// At first the counter at `open`.
+    value: Atomic<u32>,
 
     /// Whether a read that must not wait was told to come back when `poll` says so.
     owed: Atomic<bool>,
 }
 
-impl OpenFile {
-    fn new(counter: Arc<Counter>) -> Self {
-        let last = Atomic::new(counter.peek());
+impl LastRead {
+    fn new(value: u32) -> Self {
         Self {
-            counter,
-            last,
+            value: Atomic::new(value),
             owed: Atomic::new(false),
         }
     }
 
     /// Notes what a read returned.
     fn returned(&self, value: u32) {
-        self.last.store(value, Relaxed);
+        self.value.store(value, Relaxed);
         self.owed.store(false, Relaxed);
     }
 
-    /// Notes that a read was put off, maybe for the sake of an ID that came without a new counter.
-    fn put_off(&self) {
+    /// Notes that a read was put off where the counter is `value`, maybe for the sake of an ID
+    /// that came without a new counter.
+    fn put_off(&self, value: u32) {
         self.owed.store(true, Relaxed);
         // So that no read takes the short way, on which nothing is noted.
-        self.last.store(!self.counter.peek(), Relaxed);
+        self.value.store(!value, Relaxed);
+    }
+
+    /// Returns whether a read that returns `value` has nothing to note.
+    #[inline(always)]
+    fn is(&self, value: u32) -> bool {
+        value == self.value.read_once()
     }
 
     /// Returns whether a read has something new to return, where the counter is `value`.
     fn is_new(&self, value: u32) -> bool {
-        value != self.last.load(Relaxed) || self.owed.load(Relaxed)
+        !self.is(value) || self.owed.load(Relaxed)
+    }
+}
+
+/// An open file.
+struct OpenFile {
+    counter: Arc<Counter>,
+    last: LastRead,
+}
+
+impl OpenFile {
+    fn new(counter: Arc<Counter>) -> Self {
+        let last = LastRead::new(counter.peek());
+        Self { counter, last }
     }
 }
 
@@ -165,7 +181,7 @@ impl FileOperations for Operations {
         }
         let value = file.counter.read()?;
         buf.write(&value)?;
-        file.returned(value);
+        file.last.returned(value);
         Ok(SIZE)
     }
 
@@ -175,7 +191,7 @@ impl FileOperations for Operations {
             return None;
         }
         let value = file.counter.try_read().ok()?;
-        if value != file.last.read_once() {
+        if !file.last.is(value) {
             return None;
         }
         // As it was the last time: the user gets it, and that is all.
@@ -188,21 +204,23 @@ impl FileOperations for Operations {
         }
         let file = kiocb.file();
         let value = if kiocb.nowait() {
-            file.counter.try_read().inspect_err(|_| file.put_off())?
+            file.counter
+                .try_read()
+                .inspect_err(|_| file.last.put_off(file.counter.peek()))?
         } else {
             file.counter.read()?
         };
         if iov.copy_to_iter(&value.to_ne_bytes()) != SIZE {
             return Err(EFAULT);
         }
-        file.returned(value);
+        file.last.returned(value);
         Ok(SIZE)
     }
 
     fn poll(file: &OpenFile, waiter: &Waiter<'_>) -> Ready {
         waiter.wait_for(file.counter.changed());
         match file.counter.read() {
-            Ok(value) if file.is_new(value) => Ready::READ,
+            Ok(value) if file.last.is_new(value) => Ready::READ,
             Ok(_) => Ready::NOT,
             Err(_) => Ready::GONE,
         }
@@ -234,6 +252,31 @@ mod tests {
         for pos in [0, 1, i64::MAX] {
             assert_eq!(check_read(0, pos), Ok(false));
         }
+    }
+
+    #[test]
+    fn what_was_read_is_not_new() {
+        let last = LastRead::new(42);
+        assert!(!last.is_new(42));
+        assert!(last.is_new(43));
+        assert!(last.is_new(41));
+        last.returned(43);
+        assert!(!last.is_new(43));
+        assert!(last.is_new(42));
+    }
+
+    #[test]
+    fn a_read_that_was_put_off_is_owed() {
+        let last = LastRead::new(42);
+        last.put_off(42);
+        // Whatever the counter is meanwhile, also what is not to be had the short way.
+        for value in [0, 41, 42, 43, !42, u32::MAX] {
+            assert!(last.is_new(value));
+        }
+        assert!(!last.is(42));
+        last.returned(42);
+        assert!(!last.is_new(42));
+        assert!(last.is_new(43));
     }
 
     #[test]
