@@ -7,19 +7,19 @@
 //! Once a fault is on its way, only the call under test may enter the kernel.
 
 use crate::{
-    NODE, machine,
+    NODE,
+    machine::{self, DRIVER, Device, Log},
+    promises::plain,
     sys::{self, Map},
 };
 use anyhow::{Context, bail, ensure};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, epoll, poll},
     fd::OwnedFd,
-    fs::{OFlags, SeekFrom},
+    fs::OFlags,
     io::Errno,
 };
 use std::{collections::BTreeMap, fs, path::Path};
-
-const DRIVER: &str = "/sys/bus/platform/drivers/vmgenid";
 
 /// More than any call needs: a walk that does not end.
 const MOST: u32 = 100_000;
@@ -172,64 +172,26 @@ fn reads(
             None => {
                 ensure!(!is_readable(&file)?, "readable after a read");
                 outcomes.say();
-                return plain();
+                return plain().map(drop);
             }
         }
     }
     bail!("no end")
 }
 
-/// The node works.
-fn plain() -> anyhow::Result<()> {
-    let file = sys::open(NODE).context("open")?;
-    let read = sys::read(&file).context("read")?;
-    let mapped = Map::readonly(&file).context("mmap")?.load(0);
-    ensure!(read == mapped, "read {read}, mapped {mapped}");
-    ensure!(!is_readable(&file)?, "readable after a read");
-    Ok(())
-}
-
-/// The kernel's log.
-struct Log(OwnedFd);
-
-impl Log {
-    fn open() -> anyhow::Result<Self> {
-        let file = sys::open_as("/dev/kmsg", OFlags::RDONLY | OFlags::NONBLOCK);
-        Ok(Self(file.context("open /dev/kmsg")?))
-    }
-
-    /// Begins here.
-    fn skip(&self) -> anyhow::Result<()> {
-        rustix::fs::seek(&self.0, SeekFrom::End(0)).context("/dev/kmsg")?;
-        Ok(())
-    }
-
-    /// What the driver has said of what it does without.
-    fn warnings(&self) -> anyhow::Result<Vec<String>> {
-        let mut warnings = Vec::new();
-        let mut record = [0; 8192];
-        loop {
-            match rustix::io::read(&self.0, &mut record) {
-                Ok(len) => {
-                    let text = String::from_utf8_lossy(&record[..len]).into_owned();
-                    if text.contains("reseeding only") || text.contains("no generation ID") {
-                        warnings.push(text.lines().next().unwrap_or_default().into());
-                    }
-                }
-                Err(Errno::AGAIN) => return Ok(warnings),
-                Err(Errno::PIPE) => {}
-                Err(errno) => bail!("/dev/kmsg: {errno:?}"),
-            }
-        }
-    }
+/// What the driver has said of what it does without.
+fn warnings(log: &mut Log) -> anyhow::Result<Vec<String>> {
+    let mut lines = log.lines()?;
+    lines.retain(|line| line.contains("reseeding only") || line.contains("no generation ID"));
+    Ok(lines)
 }
 
 /// What became of a probe; an error if that cannot be.
-fn outcome(device: &str, log: &Log) -> anyhow::Result<&'static str> {
-    let bound = Path::new(DRIVER).join(device).exists();
+fn outcome(device: &Device, log: &mut Log) -> anyhow::Result<&'static str> {
+    let bound = device.is_bound();
     let registered = Path::new("/sys/class/misc/vmgenid").exists();
     let node = Path::new(NODE).exists();
-    let warnings = log.warnings()?;
+    let warnings = warnings(log)?;
     Ok(match (bound, registered, node, warnings.len()) {
         (true, true, true, 0) => {
             plain()?;
@@ -244,18 +206,10 @@ fn outcome(device: &str, log: &Log) -> anyhow::Result<&'static str> {
     })
 }
 
-fn device() -> anyhow::Result<String> {
-    fs::read_dir(DRIVER)?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .find(|name| name.contains(':'))
-        .context("no device is bound")
-}
-
 /// The faults of a probe, by a module that is loaded anew each time or not.
 fn bind(faults: &Faults, anew: bool) -> anyhow::Result<()> {
-    let device = device()?;
-    let log = Log::open()?;
-    let write = |name: &str| fs::write(format!("{DRIVER}/{name}"), &device);
+    let device = Device::bound()?;
+    let mut log = Log::from_now_on()?;
     let reload = || -> anyhow::Result<()> {
         if anew {
             machine::unload().context("rmmod")?;
@@ -265,17 +219,18 @@ fn bind(faults: &Faults, anew: bool) -> anyhow::Result<()> {
     };
     // Nobody but us binds it.
     fs::write("/sys/bus/platform/drivers_autoprobe", "0").context("drivers_autoprobe")?;
-    write("unbind").context("unbind")?;
+    device.unbind().context("unbind")?;
 
     let mut outcomes = Outcomes::default();
     for nth in 1..MOST {
         reload()?;
         log.skip()?;
         let file = sys::open_as(&format!("{DRIVER}/bind"), OFlags::WRONLY).context("bind")?;
-        let bind = || rustix::io::pwrite(&file, device.as_bytes(), 0);
+        let bind = || rustix::io::pwrite(&file, device.name().as_bytes(), 0);
         let result = faults.inject(nth, bind)?;
         drop(file);
-        let outcome = outcome(&device, &log).with_context(|| format!("fault {nth}: {result:?}"))?;
+        let outcome =
+            outcome(&device, &mut log).with_context(|| format!("fault {nth}: {result:?}"))?;
         let bound = !outcome.starts_with("not");
         match result {
             Some(result) => {
@@ -292,12 +247,18 @@ fn bind(faults: &Faults, anew: bool) -> anyhow::Result<()> {
             }
         }
         if bound {
-            write("unbind").with_context(|| format!("unbind after fault {nth}"))?;
+            device
+                .unbind()
+                .with_context(|| format!("unbind after fault {nth}"))?;
         }
         // The next one works.
-        write("bind").with_context(|| format!("bind after fault {nth}"))?;
+        device
+            .bind()
+            .with_context(|| format!("bind after fault {nth}"))?;
         plain().with_context(|| format!("bound after fault {nth}"))?;
-        write("unbind").with_context(|| format!("unbind again after fault {nth}"))?;
+        device
+            .unbind()
+            .with_context(|| format!("unbind again after fault {nth}"))?;
         let left = Path::new(NODE).exists() || Path::new("/sys/class/misc/vmgenid").exists();
         ensure!(!left, "unbound after fault {nth}, and yet a node");
     }
@@ -307,17 +268,16 @@ fn bind(faults: &Faults, anew: bool) -> anyhow::Result<()> {
 /// What becomes of a probe, or of another probe's absence: for the faults of
 /// functions, which the kernel counts for everybody.
 pub fn probe(again: bool) -> anyhow::Result<()> {
-    let log = Log::open()?;
-    // The device has this name in QEMU.
-    let device = "QEMUVGID:00";
-    log.skip()?;
+    let mut log = Log::from_now_on()?;
+    // It has this name in QEMU.
+    let device = Device::named("QEMUVGID:00");
     let result = if again {
-        fs::write(format!("{DRIVER}/bind"), device)
+        device.try_bind()
     } else {
         let module = sys::open("/vmgenid.ko").context("open the module")?;
         rustix::system::finit_module(&module, c"", 0).map_err(Into::into)
     };
-    let outcome = outcome(device, &log)?;
+    let outcome = outcome(&device, &mut log)?;
     match result {
         Ok(()) => println!("{outcome}"),
         Err(err) => println!("{outcome}, {}", err.raw_os_error().unwrap_or_default()),

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-const DRIVER: &str = "/sys/bus/platform/drivers/vmgenid";
+pub const DRIVER: &str = "/sys/bus/platform/drivers/vmgenid";
 const DEVICES: &str = "/sys/bus/platform/devices";
 /// The GPE that tells QEMU's guests of a new ID.
 const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
@@ -103,28 +103,44 @@ impl Log {
         rustix::rand::getrandom(&mut [0], GetRandomFlags::empty()).context("getrandom")?;
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(libc::O_NONBLOCK);
-        let mut file = options.open("/dev/kmsg").context("open /dev/kmsg")?;
-        file.seek(SeekFrom::End(0)).context("/dev/kmsg")?;
-        Ok(Self(file))
+        let mut log = Self(options.open("/dev/kmsg").context("open /dev/kmsg")?);
+        log.skip()?;
+        Ok(log)
     }
 
-    /// How many times it has said that it was reseeded, since this was asked last.
-    pub fn reseeds(&mut self) -> anyhow::Result<usize> {
-        let mut count = 0;
+    /// Begins again from now on.
+    pub fn skip(&mut self) -> anyhow::Result<()> {
+        self.0.seek(SeekFrom::End(0)).context("/dev/kmsg")?;
+        Ok(())
+    }
+
+    /// What it has said since this was asked last.
+    pub fn lines(&mut self) -> anyhow::Result<Vec<String>> {
+        let mut lines = Vec::new();
         let mut record = [0; 8192];
         loop {
             match self.0.read(&mut record) {
                 Ok(len) => {
-                    count += usize::from(String::from_utf8_lossy(&record[..len]).contains(RESEEDED))
+                    // Numbers, a semicolon, the text; then what the kernel adds
+                    // for programs.
+                    let record = String::from_utf8_lossy(&record[..len]);
+                    let line = record.lines().next().unwrap_or_default();
+                    lines.extend(line.split_once(';').map(|(_, text)| text.into()));
                 }
                 Err(err) => match Errno::from_io_error(&err) {
-                    Some(Errno::AGAIN) => return Ok(count),
+                    Some(Errno::AGAIN) => return Ok(lines),
                     // Some were overwritten.
                     Some(Errno::PIPE) => {}
                     _ => return Err(err).context("read /dev/kmsg"),
                 },
             }
         }
+    }
+
+    /// How many times it has said that it was reseeded, since it was asked last.
+    pub fn reseeds(&mut self) -> anyhow::Result<usize> {
+        let lines = self.lines()?;
+        Ok(lines.iter().filter(|line| line.contains(RESEEDED)).count())
     }
 
     /// Waits until it was reseeded once more, by the notification.
@@ -137,14 +153,30 @@ impl Log {
 pub struct Device(String);
 
 impl Device {
+    /// The device of this name.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self(name.into())
+    }
+
+    /// The names of the devices that are bound to the driver; none is where there
+    /// is no driver.
+    pub fn all_bound() -> Vec<String> {
+        fs::read_dir(DRIVER)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| name.contains(':'))
+            .collect()
+    }
+
     /// The device that is bound to the driver.
     pub fn bound() -> anyhow::Result<Self> {
-        fs::read_dir(DRIVER)
-            .context("no driver")?
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .find(|name| name.contains(':'))
-            .map(Self)
-            .context("no device is bound")
+        let name = Self::all_bound().into_iter().next();
+        name.map(Self).context("no device is bound")
+    }
+
+    pub fn name(&self) -> &str {
+        &self.0
     }
 
     pub fn is_bound(&self) -> bool {

@@ -11,6 +11,7 @@ mod machine;
 mod poll;
 mod promises;
 mod spin;
+mod steps;
 mod stress;
 mod sys;
 mod wait;
@@ -61,6 +62,8 @@ enum Program {
         #[arg(long)]
         bind: bool,
     },
+    /// Load, bind, unbind and unload, and say what becomes of it
+    Steps(steps::Args),
     /// Read the counter into a page of a file
     ReadInto { file: String },
     /// Measure calls; in guest instructions under -icount
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
         Program::Contend(args) => contend::run(&args),
         Program::Faults { call } => faults::walk(call),
         Program::Probe { bind } => faults::probe(bind),
+        Program::Steps(args) => steps::run(&args),
         Program::ReadInto { file } => contend::read_into(&file),
         Program::Cost => cost::run(),
         Program::Crash => promises::crash(),

@@ -9,6 +9,7 @@ use crate::{
     machine::{self, Device},
     poll,
     sys::{self, Map, page},
+    wait::{Said, expect},
 };
 use anyhow::{Context, anyhow, bail, ensure};
 use object::{Object, ObjectSegment};
@@ -134,6 +135,14 @@ pub fn counter(file: &OwnedFd) -> anyhow::Result<u32> {
     let read = sys::read(file).context("read")?;
     same("the mapped counter", Map::readonly(file)?.load(0), read)?;
     Ok(read)
+}
+
+/// The node works: it can be read, mapped and polled. Returns the counter.
+pub fn plain() -> anyhow::Result<u32> {
+    let file = open()?;
+    let value = counter(&file)?;
+    expect(&file, Said::Nothing)?;
+    Ok(value)
 }
 
 fn the_node_is_a_misc_device_that_everybody_can_read() -> anyhow::Result<()> {

@@ -97,9 +97,12 @@ pub fn wait<T>(what: &str, mut done: impl FnMut() -> Result<Option<T>>) -> Resul
     }
 }
 
-/// How many times the kernel has said that it was reseeded because of us.
+/// What the kernel says when it was reseeded because of us.
+pub const RESEEDED: &str = "crng reseeded due to virtual machine fork";
+
+/// How many times it has said so.
 pub fn reseeds(vm: &Vm) -> Result<usize> {
-    let count = vm.shell("dmesg | grep -c 'crng reseeded due to virtual machine fork' || true")?;
+    let count = vm.shell(&format!("dmesg | grep -c '{RESEEDED}' || true"))?;
     Ok(count.trim().parse()?)
 }
 

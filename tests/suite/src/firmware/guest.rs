@@ -6,12 +6,13 @@ use super::{
     rows::{self, Outcome, Row, SECOND},
     table::{self, BAR, MEMORY, Tables},
 };
-use crate::context::{Context, await_random, counter, genctr, no_node, reseeds};
-use anyhow::{Context as _, Result, bail, ensure};
-use std::{borrow::Borrow, collections::BTreeMap};
+use crate::context::{Context, RESEEDED, await_random, genctr};
+use anyhow::{Context as _, Result, ensure};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, BTreeSet},
+};
 use vm::{Options, Vm};
-
-const DRIVER: &str = "/sys/bus/platform/drivers/vmgenid";
 
 #[derive(Clone, Copy, PartialEq)]
 pub enum Machine {
@@ -79,6 +80,8 @@ pub struct Guest {
     pub rows: Vec<Row>,
     /// The devices, by their nodes in the namespace.
     devices: BTreeMap<String, String>,
+    /// Those of them that a driver could bind.
+    present: BTreeSet<String>,
     _tables: Tables,
 }
 
@@ -128,7 +131,9 @@ impl Guest {
                 Some((node.into(), device.into()))
             })
             .collect();
+        let present = vm.shell("ls /sys/bus/platform/devices")?;
         let guest = Self {
+            present: present.lines().map(String::from).collect(),
             vm,
             rows,
             devices,
@@ -182,12 +187,42 @@ impl Guest {
     }
 
     pub fn load(&self) -> Result<()> {
-        self.vm.shell("insmod /vmgenid.ko").map(drop)
+        self.take(&[Step::Load]).map(drop)
     }
 
     pub fn unload(&self) -> Result<()> {
-        no_node(&self.vm)?;
-        self.vm.shell("rmmod vmgenid").map(drop)
+        self.take(&[Step::Unload]).map(drop)
+    }
+
+    /// Takes the steps, one after the other, in one run of a program.
+    fn take(&self, steps: &[Step]) -> Result<Vec<Seen>> {
+        let names: Vec<_> = steps.iter().map(|step| self.step(*step)).collect();
+        let argv = ["contract", "steps"].into_iter();
+        let output = self.vm.exec(argv.chain(names.iter().map(String::as_str)))?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "{}: {said}", output.status);
+        let seen = Seen::parse(&said)?;
+        ensure!(seen.len() == steps.len(), "{names:?}: {said}");
+        for (seen, step) in seen.iter().zip(steps) {
+            let wrong = match step {
+                Step::Bind(_) => None,
+                _ if seen.answer != "none" => Some(&seen.answer),
+                // With the last device goes the node, and nothing is left.
+                Step::Unload if seen.node != "none" => Some(&seen.node),
+                _ => None,
+            };
+            ensure!(wrong.is_none(), "{}: {said}", self.step(*step));
+        }
+        Ok(seen)
+    }
+
+    fn step(&self, step: Step) -> String {
+        match step {
+            Step::Load => "load".into(),
+            Step::Unload => "unload".into(),
+            Step::Bind(n) => format!("bind={}", self.device(n)),
+            Step::Unbind(n) => format!("unbind={}", self.device(n)),
+        }
     }
 
     /// The row with this name.
@@ -208,79 +243,95 @@ impl Guest {
     /// The test of a row: alone, and beside a sound device.
     pub fn check(&self, n: usize) -> Result<()> {
         let row = &self.rows[n];
-        let before = reseeds(&self.vm)?;
-        self.expect(n, &row.outcome).context("alone")?;
-        if row.outcome == Outcome::Node {
-            self.expect_counter(n)?;
-        } else {
-            no_node(&self.vm)?;
-        }
-        self.unbind(n)?;
-        no_node(&self.vm)?;
-
         let sound = 0;
-        if n != sound {
+        let first = [
+            Step::Load,
+            Step::Bind(n),
+            Step::Unbind(n),
             // Forgets the ID.
-            self.unload()?;
-            self.load()?;
-            self.expect(sound, &Outcome::Node)
-                .context("the sound device")?;
-            self.expect_counter(sound)?;
-            let second = Outcome::Reseeds(Some(SECOND.into()));
-            let outcome = match &row.beside {
-                Some(outcome) => outcome,
-                None if row.outcome == Outcome::Node => &second,
-                None => &row.outcome,
-            };
-            self.expect(n, outcome).context("beside a sound device")?;
-            self.expect_counter(sound)?;
-            self.unbind(n)?;
-            self.expect_counter(sound)?;
-            self.unbind(sound)?;
+            Step::Unload,
+        ];
+        let then = [
+            Step::Load,
+            Step::Bind(sound),
+            Step::Bind(n),
+            Step::Unbind(n),
+            Step::Unbind(sound),
+            Step::Unload,
+        ];
+        let beside = if n == sound { &[][..] } else { &then };
+        let mut seen = self.take(&[&first, beside].concat())?.into_iter();
+        let mut next = || seen.next().context("a step");
+
+        next()?;
+        let alone = (row.outcome == Outcome::Node).then_some(n);
+        self.judge(&next()?, n, &row.outcome)
+            .and_then(|bound| bound.expect_node(self, alone))
+            .context("alone")?;
+        next()?.expect_node(self, None)?;
+        next()?;
+        if n == sound {
+            return Ok(());
         }
-        // Nobody has changed an ID.
-        ensure!(reseeds(&self.vm)? == before, "the kernel was reseeded");
-        Ok(())
+
+        next()?;
+        self.judge(&next()?, sound, &Outcome::Node)
+            .and_then(|bound| bound.expect_node(self, Some(sound)))
+            .context("the sound device")?;
+        let second = Outcome::Reseeds(Some(SECOND.into()));
+        let outcome = match &row.beside {
+            Some(outcome) => outcome,
+            None if row.outcome == Outcome::Node => &second,
+            None => &row.outcome,
+        };
+        self.judge(&next()?, n, outcome)
+            .and_then(|bound| bound.expect_node(self, Some(sound)))
+            .context("beside a sound device")?;
+        next()?.expect_node(self, Some(sound))?;
+        next()?.expect_node(self, None)
     }
 
     /// Binds a device, and expects this.
     pub fn expect(&self, n: usize, outcome: &Outcome) -> Result<()> {
-        let mark = format!("firmware: bind {}", self.rows[n].name);
-        let said = self.vm.shell(&format!(
-            "echo '{mark}' >/dev/kmsg; echo {} 2>&1 >{DRIVER}/bind || true",
-            self.device(n)
-        ))?;
-        let log = self.vm.shell("dmesg")?;
-        let (_, log) = log.rsplit_once(&mark).context("the log has no mark")?;
+        let seen = self.take(&[Step::Bind(n)])?;
+        let bound = self.judge(&seen[0], n, outcome)?;
+        let node = *outcome == Outcome::Node;
+        ensure!(node == (bound.node != "none"), "the node: {}", bound.node);
+        Ok(())
+    }
 
-        let errno = match outcome {
-            Outcome::Nothing | Outcome::Missing => "No such device",
-            Outcome::Refused(_) => "Invalid argument",
-            _ => "",
+    /// Expects this of what was seen at a bind.
+    fn judge<'a>(&self, seen: &'a Seen, n: usize, outcome: &Outcome) -> Result<&'a Seen> {
+        let answer = match outcome {
+            Outcome::Nothing | Outcome::Missing => "ENODEV",
+            Outcome::Refused(_) => "EINVAL",
+            _ => "none",
         };
-        let right = match errno {
-            "" => said.is_empty(),
-            errno => said.contains(errno),
-        };
-        ensure!(right, "expected {errno:?}, bind says {said:?}");
-        // Of another device, or of what the driver asked the kernel for.
-        let other = log.lines().find(|line| {
-            let ours = line.contains(&format!("] vmgenid {}: ", self.device(n)));
-            let strange = ["] vmgenid ", "ioremap", "sanity check", "x86/PAT"];
+        ensure!(seen.answer == answer, "not {answer}: {seen:?}");
+        // Of another device, or of what the driver asked the kernel for; and
+        // nobody has changed an ID.
+        let other = seen.log.iter().find(|line| {
+            let ours = line.starts_with(&format!("vmgenid {}: ", self.device(n)));
+            let strange = ["vmgenid ", "ioremap", "sanity check", "x86/PAT", RESEEDED];
             !ours && strange.iter().any(|strange| line.contains(strange))
         });
-        ensure!(other.is_none(), "the kernel says: {}", other.unwrap_or(""));
-        self.expect_lines(n, outcome, log)?;
-        self.expect_driver(n, outcome)
+        ensure!(
+            other.is_none(),
+            "the kernel says: {}",
+            other.map_or("", |other| other)
+        );
+        self.expect_lines(n, outcome, &seen.log)?;
+        self.expect_driver(n, outcome, &seen.bound)?;
+        Ok(seen)
     }
 
     /// Expects of the driver what it has to say about a device, and no more.
-    pub fn expect_lines(&self, n: usize, outcome: &Outcome, log: &str) -> Result<()> {
+    pub fn expect_lines(&self, n: usize, outcome: &Outcome, log: &[String]) -> Result<()> {
         let device = self.device(n);
-        let prefix = format!("] vmgenid {device}: ");
+        let prefix = format!("vmgenid {device}: ");
         let lines: Vec<_> = log
-            .lines()
-            .filter_map(|line| Some(line.split_once(&prefix)?.1))
+            .iter()
+            .filter_map(|line| line.strip_prefix(&prefix))
             .collect();
         let expected = match outcome {
             Outcome::Missing => vec!["ADDR is missing: no generation ID"],
@@ -298,36 +349,74 @@ impl Guest {
         Ok(())
     }
 
-    /// Expects a driver, or none.
-    pub fn expect_driver(&self, n: usize, outcome: &Outcome) -> Result<()> {
-        let device = format!("/sys/bus/platform/devices/{}", self.device(n));
-        let state = self.vm.shell(&format!(
-            "[ -e {device} ] || echo nothing; basename $(readlink {device}/driver) 2>/dev/null || true"
-        ))?;
-        let expected = match outcome {
-            Outcome::Nothing => "nothing",
-            Outcome::Missing | Outcome::Refused(_) => "",
-            Outcome::Reseeds(_) | Outcome::Node => "vmgenid",
-            Outcome::Various => bail!("nothing is to be expected of it"),
-        };
-        ensure!(state.trim() == expected, "driver: {state}");
-        Ok(())
-    }
-
-    fn expect_counter(&self, n: usize) -> Result<()> {
-        let (said, value) = (counter(&self.vm)?, self.counter(n));
-        ensure!(
-            said == format!("read {value}, mapped {value}"),
-            "expected {value}: {said}"
+    /// Expects a driver, or none, where these devices have one.
+    pub fn expect_driver(&self, n: usize, outcome: &Outcome, bound: &[String]) -> Result<()> {
+        let device = self.device(n);
+        let state = (
+            self.present.contains(device),
+            bound.iter().any(|bound| bound == device),
         );
+        let expected = match outcome {
+            Outcome::Nothing => (false, false),
+            Outcome::Missing | Outcome::Refused(_) => (true, false),
+            _ => (true, true),
+        };
+        ensure!(state == expected, "{device}: present, bound: {state:?}");
         Ok(())
     }
 
     /// Unbinds a device, if it is bound.
     pub fn unbind(&self, n: usize) -> Result<()> {
-        let device = self.device(n);
-        let unbind =
-            format!("if [ -e {DRIVER}/{device} ]; then echo {device} >{DRIVER}/unbind; fi");
-        self.vm.shell(&unbind).map(drop)
+        self.take(&[Step::Unbind(n)]).map(drop)
+    }
+}
+
+/// What the guest's program does, with the device of a row.
+#[derive(Clone, Copy)]
+enum Step {
+    Load,
+    Unload,
+    Bind(usize),
+    Unbind(usize),
+}
+
+/// What it has seen after that.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The kernel's error, or "none".
+    answer: String,
+    bound: Vec<String>,
+    /// The counter, or "none".
+    node: String,
+    log: Vec<String>,
+}
+
+impl Seen {
+    fn parse(said: &str) -> Result<Vec<Self>> {
+        let mut all = Vec::new();
+        for line in said.lines() {
+            let (key, value) = line.split_once(' ').context("no value")?;
+            if key == "step" {
+                all.push(Self::default());
+            }
+            let seen = all.last_mut().with_context(|| line.to_string())?;
+            match key {
+                "answer" => seen.answer = value.into(),
+                "bound" => seen.bound = value.split_whitespace().map(String::from).collect(),
+                "node" => seen.node = value.into(),
+                "log" => seen.log.push(value.into()),
+                _ => {}
+            }
+        }
+        Ok(all)
+    }
+
+    /// Expects the node of a row's device, or none.
+    fn expect_node(&self, guest: &Guest, of: Option<usize>) -> Result<()> {
+        let expected = of.map_or("none".into(), |n| guest.counter(n).to_string());
+        ensure!(self.node == expected, "the node: not {expected}: {self:?}");
+        let late = self.log.iter().find(|line| line.contains(RESEEDED));
+        ensure!(late.is_none(), "the kernel was reseeded: {self:?}");
+        Ok(())
     }
 }

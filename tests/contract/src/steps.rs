@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What becomes of the driver, one step after the other: all that a test wants
+//! to know of each, in one run of one program, for guests that are slow.
+
+use crate::{
+    NODE,
+    machine::{self, Device, Log},
+    promises::plain,
+};
+use anyhow::{Context, bail};
+use rustix::io::Errno;
+use std::fs;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// load, unload, bind=DEVICE or unbind=DEVICE (if it is bound)
+    #[arg(required = true)]
+    steps: Vec<String>,
+}
+
+/// Does each step. Says, a line each: the step, the kernel's answer, which devices
+/// are bound, what the node says, and what the kernel has said meanwhile.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let mut log = Log::from_now_on()?;
+    for step in &args.steps {
+        let answer = take(step).with_context(|| step.clone())?;
+        println!("step {step}");
+        println!("answer {}", answer.map_or("none".into(), name));
+        println!("bound {}", Device::all_bound().join(" "));
+        println!("node {}", node()?);
+        for line in log.lines()? {
+            println!("log {line}");
+        }
+    }
+    Ok(())
+}
+
+/// Returns the error that the kernel has answered with, if any.
+fn take(step: &str) -> anyhow::Result<Option<Errno>> {
+    let result = match step.split_once('=') {
+        None if step == "load" => return machine::load().map(|()| None),
+        None if step == "unload" => return Ok(machine::unload().err()),
+        Some(("bind", device)) => Device::named(device).try_bind(),
+        Some(("unbind", device)) => {
+            let device = Device::named(device);
+            if device.is_bound() {
+                device.unbind()?;
+            }
+            return Ok(None);
+        }
+        _ => bail!("no such step"),
+    };
+    match result {
+        Ok(()) => Ok(None),
+        Err(err) => Errno::from_io_error(&err).map(Some).context(err),
+    }
+}
+
+/// As the kernel's headers have it.
+fn name(errno: Errno) -> String {
+    match errno {
+        Errno::NODEV => "ENODEV".into(),
+        Errno::INVAL => "EINVAL".into(),
+        errno => errno.to_string(),
+    }
+}
+
+/// The counter of a node that works.
+fn node() -> anyhow::Result<String> {
+    if !fs::exists(NODE)? {
+        return Ok("none".into());
+    }
+    Ok(plain()?.to_string())
+}
