@@ -10,7 +10,7 @@ use crate::{
 };
 use anyhow::{Result, ensure};
 use vm::{
-    Options, Vm,
+    Options, Vm, kernel,
     qapi::qmp::{cont, qom_set, stop},
 };
 
@@ -29,7 +29,10 @@ const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
 /// The counter that the guests begin with.
 const FIRST: u32 = 1000;
 
-const STEPS: u32 = 100;
+/// How many changes there are, step by step; fewer where each takes long.
+fn steps() -> u32 {
+    100 / kernel::needs(&kernel::default()).patience
+}
 
 fn boot(context: &Context) -> Result<Vm> {
     vmforks::boot(
@@ -61,31 +64,32 @@ fn set_paused(vm: &mut Vm, counter: u32) -> Result<()> {
 
 /// Step by step: who learns of the counter checks that the reseed came first;
 /// when all have, the count is the number of steps.
-fn steps(vm: &mut Vm, arguments: &str) -> Result<()> {
+fn step_by_step(vm: &mut Vm, arguments: &str) -> Result<()> {
+    let steps = steps();
     let all = contend(vm, FIRST, &format!("--steps {arguments}"))?;
-    for step in 1..=STEPS {
+    for step in 1..=steps {
         let counter = FIRST + step;
         set_paused(vm, counter)?;
         all.await_line(vm, &format!("all at {counter}: {step} reseeds"))?;
     }
     all.kill(vm)?;
-    expect_count(vm, STEPS)?;
+    expect_count(vm, steps)?;
     no_splat(vm)
 }
 
 fn readers_alone_reseed_once_per_id(context: &Context) -> Result<()> {
     let mut vm = boot(context)?;
     mask(&vm)?;
-    steps(&mut vm, "--readers 64 --pollers 8 --poll-again 20")?;
+    step_by_step(&mut vm, "--readers 64 --pollers 8 --poll-again 20")?;
     // The notification that comes late finds nothing to do.
     vm.shell(&format!("echo unmask >{GPE}"))?;
     notify(&vm, 1)?;
-    expect_count(&vm, STEPS)
+    expect_count(&vm, steps())
 }
 
 fn readers_and_notifications_take_turns(context: &Context) -> Result<()> {
     // Nothing but the notification wakes these pollers.
-    steps(&mut boot(context)?, "--readers 64 --pollers 8")
+    step_by_step(&mut boot(context)?, "--readers 64 --pollers 8")
 }
 
 /// Waits until all have seen this counter, after however many reseeds.
@@ -102,8 +106,9 @@ fn await_all(vm: &Vm, all: &Background, counter: u32) -> Result<()> {
 
 fn nobody_learns_of_a_running_change_before_the_reseed(context: &Context) -> Result<()> {
     let mut vm = boot(context)?;
+    let steps = steps();
     let all = contend(&vm, FIRST, "--steps --readers 64 --pollers 8")?;
-    for counter in FIRST + 1..=FIRST + STEPS {
+    for counter in FIRST + 1..=FIRST + steps {
         vm.set_genctr(counter)?;
         await_all(&vm, &all, counter)?;
     }
@@ -112,8 +117,8 @@ fn nobody_learns_of_a_running_change_before_the_reseed(context: &Context) -> Res
     // written costs one more, rarely.
     let count = count(&vm)?;
     ensure!(
-        (STEPS..=STEPS + STEPS / 20).contains(&count),
-        "{count} reseeds for {STEPS} new IDs"
+        (steps..=steps + steps / 20).contains(&count),
+        "{count} reseeds for {steps} new IDs"
     );
     no_splat(&vm)
 }
