@@ -29,9 +29,14 @@ const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
 /// The counter that the guests begin with.
 const FIRST: u32 = 1000;
 
-/// How many changes there are, step by step; fewer where each takes long.
+/// So many in the tiny kernel; fewer where each takes long.
+fn scaled(count: u32) -> u32 {
+    count / kernel::needs(&kernel::default()).patience
+}
+
+/// How many changes there are, step by step.
 fn steps() -> u32 {
-    100 / kernel::needs(&kernel::default()).patience
+    scaled(100)
 }
 
 fn boot(context: &Context) -> Result<Vm> {
@@ -163,12 +168,12 @@ fn a_storm_is_seen_as_fewer_changes(context: &Context) -> Result<()> {
 fn notifications_without_a_change_do_nothing(context: &Context) -> Result<()> {
     let mut vm = boot(context)?;
     let all = contend(&vm, FIRST, "--steps --readers 64 --pollers 8")?;
-    notify(&vm, 10_000)?;
+    notify(&vm, scaled(10_000))?;
     expect_count(&vm, 0)?;
     // Whoever was waked by them sleeps again, and is waked by the next change.
     set_paused(&mut vm, FIRST + 1)?;
     all.await_line(&vm, &format!("all at {}: 1 reseeds", FIRST + 1))?;
-    notify(&vm, 10_000)?;
+    notify(&vm, scaled(10_000))?;
     expect_count(&vm, 1)?;
     all.kill(&vm)?;
     no_splat(&vm)
