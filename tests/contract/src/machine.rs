@@ -114,7 +114,8 @@ impl Log {
         Ok(())
     }
 
-    /// What it has said since this was asked last.
+    /// What it has said since this was asked last; an error if that was too much to
+    /// be kept.
     pub fn lines(&mut self) -> anyhow::Result<Vec<String>> {
         let mut lines = Vec::new();
         let mut record = [0; 8192];
@@ -129,8 +130,7 @@ impl Log {
                 }
                 Err(err) => match Errno::from_io_error(&err) {
                     Some(Errno::AGAIN) => return Ok(lines),
-                    // Some were overwritten.
-                    Some(Errno::PIPE) => {}
+                    Some(Errno::PIPE) => bail!("lines of /dev/kmsg were overwritten, unseen"),
                     _ => return Err(err).context("read /dev/kmsg"),
                 },
             }

@@ -4,13 +4,13 @@
 //! notifications, `rtnl_lock` in other hands, buffers that take for ever.
 
 use crate::{
-    context::{Context, counter, genctr, no_splat, wait},
+    context::{Context, counter, genctr, no_splat, scaled, wait},
     tests,
     vmforks::{self, Background, count, expect_count, notify},
 };
 use anyhow::{Result, ensure};
 use vm::{
-    Options, Vm, kernel,
+    Options, Vm,
     qapi::qmp::{cont, qom_set, stop},
 };
 
@@ -28,11 +28,6 @@ const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
 
 /// The counter that the guests begin with.
 const FIRST: u32 = 1000;
-
-/// So many in the tiny kernel; fewer where each takes long.
-fn scaled(count: u32) -> u32 {
-    count / kernel::needs(&kernel::default()).patience
-}
 
 /// How many changes there are, step by step.
 fn steps() -> u32 {

@@ -79,6 +79,11 @@ pub fn patience(time: Duration) -> Duration {
     time * kernel::needs(&kernel::default()).patience
 }
 
+/// So many in the tiny kernel; fewer where each takes long.
+pub fn scaled(count: u32) -> u32 {
+    count / kernel::needs(&kernel::default()).patience
+}
+
 /// Waits until `done` has a result. The bound is for what has gone wrong: it
 /// is no measurement.
 pub fn wait<T>(what: &str, mut done: impl FnMut() -> Result<Option<T>>) -> Result<T> {
@@ -115,6 +120,11 @@ pub fn await_random(vm: &Vm) -> Result<()> {
 /// What `contract counter` says: "read N, mapped N".
 pub fn counter(vm: &Vm) -> Result<String> {
     Ok(vm.shell("contract counter")?.trim().into())
+}
+
+/// The lines that a script of the guest's shell prints.
+pub fn lines(vm: &Vm, script: &str) -> Result<Vec<String>> {
+    Ok(vm.shell(script)?.lines().map(String::from).collect())
 }
 
 /// There must not be a node.

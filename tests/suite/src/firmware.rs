@@ -13,7 +13,7 @@ mod rows;
 mod table;
 
 use crate::{
-    context::{Context, counter, no_node, reseeds, wait},
+    context::{Context, counter, lines, no_node, reseeds, wait},
     failed,
     shared::Shared,
     tests,
@@ -158,18 +158,8 @@ fn moving(guest: &Guest) -> Result<()> {
 fn all_at_boot(context: &Context, machine: Machine) -> Result<()> {
     let guest = Guest::boot_all(context, machine)?;
     // Without the time.
-    let log: Vec<_> = guest
-        .vm
-        .shell("dmesg | sed 's/^[^]]*] //'")?
-        .lines()
-        .map(String::from)
-        .collect();
-    let bound: Vec<_> = guest
-        .vm
-        .shell("ls /sys/bus/platform/drivers/vmgenid")?
-        .lines()
-        .map(String::from)
-        .collect();
+    let log = lines(&guest.vm, "dmesg | sed 's/^[^]]*] //'")?;
+    let bound = lines(&guest.vm, "ls /sys/bus/platform/drivers/vmgenid")?;
     for (n, row) in guest.rows.iter().enumerate() {
         // QEMU's own device is looked at first, and has the node.
         let second = Outcome::Reseeds(Some(SECOND.into()));

@@ -366,8 +366,8 @@ const SOUND: &[(&str, &str)] = &[
     ),
     (
         "methods_that_loop",
-        "Method (ADDR) { Local0 = 1000 While (Local0) { Local0-- } Return (Package () { <id>, 0 }) }
-         Method (CTRA) { Local0 = 1000 While (Local0) { Local0-- } Return (Package () { <page>, 0 }) }",
+        "Method (ADDR) { Local0 = <rounds> While (Local0) { Local0-- } Return (Package () { <id>, 0 }) }
+         Method (CTRA) { Local0 = <rounds> While (Local0) { Local0-- } Return (Package () { <page>, 0 }) }",
     ),
     (
         "a_notification_before_the_handler_is_there",
@@ -385,11 +385,12 @@ const SOUND: &[(&str, &str)] = &[
     ),
     (
         "a_storm_before_probe_ends",
+        // In parts: the system ends a loop that takes 30 seconds.
         "<ADDR>
-         Method (HUND) { Local0 = 100 While (Local0) { Notify (<self>, 0x80) Local0-- } }
+         Method (PART) { Local0 = <rounds> / 10 While (Local0) { Notify (<self>, 0x80) Local0-- } }
          Method (CTRA)
          {
-             HUND () HUND () HUND () HUND () HUND () HUND () HUND () HUND () HUND () HUND ()
+             PART () PART () PART () PART () PART () PART () PART () PART () PART () PART ()
              Return (Package () { <page>, 0 })
          }",
     ),
@@ -577,7 +578,7 @@ fn all_of_pc() -> Vec<Row> {
             "<ADDR> <CTRA> Method (_SUN) { ID0++ CNT++ Notify (<self>, 0x80) Return (0) }",
             Outcome::Various,
         ),
-        // In parts: the system ends a loop that takes 30 seconds.
+        // In parts, likewise.
         row(
             "storming",
             "<ADDR> <CTRA>

@@ -4,7 +4,7 @@
 //! guest.
 
 use super::rows::Row;
-use crate::context::Context;
+use crate::context::{Context, scaled};
 use anyhow::{Context as _, Result, ensure};
 use std::{
     fs,
@@ -37,7 +37,8 @@ fn base(n: usize) -> u64 {
 }
 
 /// The table of row `n`. In a row's ASL, `<id>` and `<page>` are the addresses
-/// of its own memory, which the device fills in before the system looks at it.
+/// of its own memory, which the device fills in before the system looks at it;
+/// `<rounds>` is 10,000 in the tiny kernel.
 fn asl(n: usize, row: &Row) -> String {
     let text = format!(
         r#"DefinitionBlock ("", "SSDT", 2, "VMGENT", "{node}", 1)
@@ -99,6 +100,7 @@ fn value(token: &str, n: usize) -> Option<String> {
     let address = match name {
         "self" => return Some(node(n)),
         "counter" => return Some(counter(n).to_string()),
+        "rounds" => return Some(scaled(10_000).to_string()),
         "sound id" => base(0) + ID_OFFSET,
         "sound page" => base(0) + 0x1000,
         "id" => base(n) + ID_OFFSET,
