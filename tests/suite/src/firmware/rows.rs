@@ -387,10 +387,14 @@ const SOUND: &[(&str, &str)] = &[
         "a_storm_before_probe_ends",
         // In parts: the system ends a loop that takes 30 seconds.
         "<ADDR>
-         Method (PART) { Local0 = <rounds> / 10 While (Local0) { Notify (<self>, 0x80) Local0-- } }
-         Method (CTRA)
+         Method (PART) { Local0 = <rounds> / 100 While (Local0) { Notify (<self>, 0x80) Local0-- } }
+         Method (PARS)
          {
              PART () PART () PART () PART () PART () PART () PART () PART () PART () PART ()
+         }
+         Method (CTRA)
+         {
+             PARS () PARS () PARS () PARS () PARS () PARS () PARS () PARS () PARS () PARS ()
              Return (Package () { <page>, 0 })
          }",
     ),
