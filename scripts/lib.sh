@@ -154,3 +154,19 @@ inside() {
 		--setenv CCACHE_BASEDIR "$cache" --setenv CCACHE_NOHASHDIR 1 \
 		--die-with-parent -- "$@"
 }
+
+# debs FOLDER PACKAGE...: downloads packages, with what they need beyond the build
+# root, and unpacks them into FOLDER/root. The build root stays as it is: apt's own
+# files are in FOLDER, too.
+debs() {
+	local dir=$1
+	shift
+	mkdir -p "$dir/apt/lists/partial" "$dir/apt/archives/partial" "$dir/root"
+	local apt=(inside apt-get -q -y -o Dir::State::Lists="$dir/apt/lists" -o Dir::Cache="$dir/apt"
+		-o APT::Sandbox::User=root -o Acquire::Retries=5 -o Acquire::Languages=none -o APT::Update::Error-Mode=any)
+	"${apt[@]}" update
+	"${apt[@]}" --no-install-recommends --download-only -o Debug::NoLocking=1 install "$@"
+	# Inside, so that the host needs no dpkg.
+	inside sh -ec 'for deb in "$1"/apt/archives/*.deb; do dpkg-deb -x "$deb" "$1/root"; done' - "$dir"
+	rm -rf "$dir/apt"
+}

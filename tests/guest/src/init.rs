@@ -21,6 +21,9 @@ use std::process::Stdio;
 pub struct Args {
     #[command(flatten)]
     agent: agent::Args,
+    /// What the firmware adds to the kernel's command line (OVMF: initrd=initrd)
+    #[arg(hide = true)]
+    _firmware: Vec<String>,
 }
 
 const MOUNTS: [(&str, &str); 7] = [

@@ -136,6 +136,9 @@ impl fmt::Display for Lost {
 
 impl std::error::Error for Lost {}
 
+/// How long to wait before saying hello again.
+const HELLO: Duration = Duration::from_secs(1);
+
 /// A connection over one port, with which it is ours alone.
 pub struct Session {
     stream: UnixStream,
@@ -168,9 +171,16 @@ impl Session {
 
     fn greet(&mut self) -> Result<()> {
         let mine = token();
-        self.stream.write_all(&[0]).map_err(|_| Lost::Down)?;
-        self.send(&ToGuest::Hello { token: mine })?;
+        let start = Instant::now();
+        let mut said = None;
         loop {
+            // Again and again: UEFI firmware takes what comes before the guest has
+            // booted for the keys of a console.
+            if said.is_none_or(|said: Instant| said.elapsed() > HELLO) {
+                self.stream.write_all(&[0]).map_err(|_| Lost::Down)?;
+                self.send(&ToGuest::Hello { token: mine })?;
+                said = Some(Instant::now());
+            }
             // Anything else is what is left of an older connection.
             match self.decoder.message() {
                 Some(Ok(ToHost::Welcome {
@@ -189,8 +199,11 @@ impl Session {
                 }
                 Some(_) => {}
                 None => {
-                    self.wait(&mut Vec::new())?;
-                    self.receive()?;
+                    if self.is_ready(&mut Vec::new(), HELLO)? {
+                        self.receive()?;
+                    } else if start.elapsed() > self.timeout {
+                        bail!(Lost::Silent(self.timeout));
+                    }
                 }
             }
         }
@@ -264,13 +277,19 @@ impl Session {
 
     /// Waits for the guest, or for one of the others. Whether it was the guest.
     fn wait<'b>(&'b self, others: &mut Vec<PollFd<'b>>) -> Result<bool> {
-        others.push(PollFd::new(&self.stream, PollFlags::IN));
-        let ready = interrupt::wait(others, self.timeout)?;
-        let guest = others.pop().is_some_and(|fd| !fd.revents().is_empty());
-        if !ready {
+        let guest = self.is_ready(others, self.timeout)?;
+        if !guest && others.iter().all(|fd| fd.revents().is_empty()) {
             bail!(Lost::Silent(self.timeout));
         }
         Ok(guest)
+    }
+
+    /// Whether the guest says something in that time, or until one of the others
+    /// is ready.
+    fn is_ready<'b>(&'b self, others: &mut Vec<PollFd<'b>>, time: Duration) -> Result<bool> {
+        others.push(PollFd::new(&self.stream, PollFlags::IN));
+        interrupt::wait(others, time)?;
+        Ok(others.pop().is_some_and(|fd| !fd.revents().is_empty()))
     }
 
     fn receive(&mut self) -> Result<()> {

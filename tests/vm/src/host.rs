@@ -90,6 +90,16 @@ impl Host {
         built(self.cache.join("buildroot/root/usr/bin/busybox"), "busybox")
     }
 
+    pub(crate) fn ovmf(&self) -> Result<PathBuf> {
+        let path = self.cache.join("ovmf/OVMF.fd");
+        ensure!(
+            path.exists(),
+            "there is no OVMF at {}: fetch it with scripts/ovmf",
+            path.display()
+        );
+        Ok(path)
+    }
+
     /// A QEMU's folder: its programs are in bin/, its firmware is in share/.
     pub fn qemu_folder(&self, flavour: Flavour) -> Result<PathBuf> {
         let (folder, what) = match flavour {

@@ -37,6 +37,14 @@ pub struct Options {
     /// Put a file into the guest, at /BASENAME if no path is given
     #[arg(long, value_name = "HOSTFILE[:GUESTPATH]")]
     pub add: Vec<Add>,
+    /// The machine that QEMU is
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub machine: Machine,
+    /// Its firmware
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub firmware: Firmware,
     /// How many CPUs [default: 1; with the kernel kcsan 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=255))]
     pub smp: Option<u16>,
@@ -62,6 +70,20 @@ pub struct Options {
     /// One more argument for QEMU
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     pub qemu_arg: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, ValueEnum, Serialize, Deserialize)]
+pub enum Machine {
+    #[default]
+    Pc,
+    Q35,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, ValueEnum, Serialize, Deserialize)]
+pub enum Firmware {
+    #[default]
+    Seabios,
+    Ovmf,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, ValueEnum, Serialize, Deserialize)]

@@ -6,6 +6,8 @@ use crate::host::Host;
 use crate::initramfs;
 use crate::name::Name;
 use crate::options::Accelerator;
+use crate::options::Firmware;
+use crate::options::Machine;
 use crate::options::Options;
 use anyhow::Context;
 use anyhow::Result;
@@ -45,9 +47,13 @@ pub fn spawn(
 ) -> Result<Child> {
     let qemu = host.qemu_folder(options.qemu)?;
     let log = File::create(folder.file(folder::QEMU_LOG)).context("cannot write QEMU's log")?;
-    Command::new(qemu.join("bin/qemu-system-x86_64"))
-        .arg("-L")
-        .arg(qemu.join("share"))
+    let mut command = Command::new(qemu.join("bin/qemu-system-x86_64"));
+    command.arg("-L").arg(qemu.join("share"));
+    // SeaBIOS is what QEMU finds there.
+    if options.firmware == Firmware::Ovmf {
+        command.arg("-bios").arg(host.ovmf()?);
+    }
+    command
         .args(arguments(options, &folder.name, loadvm))
         .current_dir(folder.path())
         .process_group(0)
@@ -63,7 +69,14 @@ fn arguments(options: &Options, name: &str, loadvm: Option<&Name>) -> Vec<String
     let mut add = |option: &str, value: String| args.extend([option.into(), value]);
 
     add("-name", name.into());
-    add("-machine", "pc".into());
+    add(
+        "-machine",
+        match options.machine {
+            Machine::Pc => "pc",
+            Machine::Q35 => "q35",
+        }
+        .into(),
+    );
     add(
         "-accel",
         if options.accel == Accelerator::Kvm {
