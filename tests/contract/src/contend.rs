@@ -62,7 +62,7 @@ impl Start {
     }
 }
 
-fn read_count(file: &OwnedFd) -> anyhow::Result<u32> {
+pub fn read_count(file: &OwnedFd) -> anyhow::Result<u32> {
     let mut bytes = [0; 16];
     let len = rustix::io::pread(file, &mut bytes, 0).context("read the count")?;
     let text = std::str::from_utf8(&bytes[..len])?;
@@ -73,7 +73,7 @@ fn open() -> anyhow::Result<OwnedFd> {
     sys::open(NODE).with_context(|| format!("open {NODE}"))
 }
 
-fn open_count() -> anyhow::Result<OwnedFd> {
+pub fn open_count() -> anyhow::Result<OwnedFd> {
     sys::open(COUNT).with_context(|| format!("open {COUNT}"))
 }
 

@@ -15,6 +15,7 @@ mod steps;
 mod stress;
 mod sys;
 mod wait;
+mod warm;
 
 use anyhow::Context;
 use clap::Parser;
@@ -40,6 +41,12 @@ enum Program {
     Promise { name: String },
     /// Spin on the mapped counter, and write down what happens when it changes
     Spin(spin::Args),
+    /// Look at the counter in all ways at once, and write down what each sees
+    /// first when it has changed
+    Warm(warm::Args),
+    /// Spin on the mapped counter; when it changes, draw from the kernel again
+    /// and again
+    Draws(warm::Draws),
     /// Sleep until the counter changes, and write down what happens then
     Wait(wait::Args),
     /// Unbind and bind, unload and load, while many processes use the node
@@ -90,6 +97,8 @@ fn main() -> ExitCode {
         }
         Program::Promise { name } => promises::run(&name),
         Program::Spin(args) => spin::run(args),
+        Program::Warm(args) => warm::run(&args),
+        Program::Draws(args) => warm::draws(&args),
         Program::Wait(args) => wait::run(args),
         Program::Stress(args) => stress::run(args),
         Program::Busy(args) => stress::busy(args),

@@ -2,9 +2,8 @@
 
 //! Programs that are running when the machine is restored.
 
-use crate::{NODE, sys};
+use crate::{NODE, sys, warm};
 use anyhow::{Context, ensure};
-use rustix::rand::GetRandomFlags;
 use std::{fs, hint::spin_loop, io::Write, thread};
 
 #[derive(clap::Args)]
@@ -43,7 +42,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         } else {
             Some(sys::read(&file).context("read")?)
         };
-        let random = random()?;
+        let mut bytes = [0; 32];
+        warm::draw(&mut bytes)?;
+        let random = warm::hex(&bytes);
 
         let read = read.map_or("-".to_string(), |value| value.to_string());
         writeln!(
@@ -52,16 +53,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         )?;
         last = seen;
     }
-}
-
-/// 32 bytes from the kernel, in hexadecimal.
-fn random() -> anyhow::Result<String> {
-    let mut bytes = [0; 32];
-    let len = rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty()).context("getrandom")?;
-    ensure!(len == bytes.len(), "getrandom returned {len} bytes");
-    Ok(bytes
-        .iter()
-        .fold(String::new(), |hex, byte| hex + &format!("{byte:02x}")))
 }
 
 /// Many threads that read without end, while the counter grows. What `read`

@@ -10,6 +10,7 @@ use rustix::{
     fs::{Mode, OFlags},
     io::{Errno, IoSliceMut, Result},
     mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags},
+    time::{ClockId, clock_gettime},
 };
 use std::{
     ffi::c_void,
@@ -50,6 +51,11 @@ pub struct Map {
     len: usize,
 }
 
+// SAFETY: A mapping belongs to the process, not to a thread.
+unsafe impl Send for Map {}
+// SAFETY: What a shared reference gives access to is words that are loaded and stored atomically.
+unsafe impl Sync for Map {}
+
 impl Map {
     /// Maps the counter's page as a library does.
     pub fn readonly(file: &OwnedFd) -> Result<Self> {
@@ -72,10 +78,18 @@ impl Map {
 
     /// Anonymous memory, readable and writable.
     pub fn anonymous(len: usize) -> Result<Self> {
+        Self::of_nothing(len, MapFlags::PRIVATE)
+    }
+
+    /// The same, shared with children.
+    pub fn shared(len: usize) -> Result<Self> {
+        Self::of_nothing(len, MapFlags::SHARED)
+    }
+
+    fn of_nothing(len: usize, flags: MapFlags) -> Result<Self> {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: As above.
-        let at =
-            unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len, prot, MapFlags::PRIVATE) }?;
+        let at = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len, prot, flags) }?;
         Ok(Self { at, len })
     }
 
@@ -121,6 +135,12 @@ impl Drop for Map {
     }
 }
 
+/// The guest's monotonic clock, in nanoseconds.
+pub fn now() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
 pub fn page() -> usize {
     rustix::param::page_size()
 }
@@ -157,8 +177,8 @@ pub fn unknown_ioctl(file: &OwnedFd) -> Result<()> {
     answer(unsafe { libc::ioctl(file.as_raw_fd(), 0x7fff_0000, 0) } as isize).map(drop)
 }
 
-/// Runs `child` in a forked process and returns whether it said yes.
-pub fn forked(child: impl FnOnce() -> bool) -> Result<bool> {
+/// Runs `child` in a forked process, which goes on by itself. Returns its pid.
+pub fn fork(child: impl FnOnce() -> bool) -> Result<usize> {
     // SAFETY: The program has one thread when it forks.
     match answer(unsafe { libc::fork() } as isize)? {
         0 => {
@@ -166,13 +186,17 @@ pub fn forked(child: impl FnOnce() -> bool) -> Result<bool> {
             // SAFETY: Ends the process without running what the parent will run.
             unsafe { libc::_exit(if ok { 0 } else { 1 }) }
         }
-        pid => {
-            let mut status = 0;
-            // SAFETY: `status` is valid for writing.
-            answer(unsafe { libc::waitpid(pid as i32, &mut status, 0) } as isize)?;
-            Ok(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0)
-        }
+        pid => Ok(pid),
     }
+}
+
+/// Runs `child` in a forked process and returns whether it said yes.
+pub fn forked(child: impl FnOnce() -> bool) -> Result<bool> {
+    let pid = fork(child)?;
+    let mut status = 0;
+    // SAFETY: `status` is valid for writing.
+    answer(unsafe { libc::waitpid(pid as i32, &mut status, 0) } as isize)?;
+    Ok(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0)
 }
 
 /// `select(2)`: whether the file is in the sets to read, to write, and of

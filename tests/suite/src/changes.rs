@@ -37,10 +37,15 @@ impl Guest {
             genctr: Some(FIRST),
             ..options
         };
-        Ok(Self {
-            vm: context.boot(options)?,
+        Ok(Self::new(context.boot(options)?))
+    }
+
+    /// A guest whose counter is the first one.
+    pub fn new(vm: Vm) -> Self {
+        Self {
+            vm,
             counter: AtomicU32::new(FIRST),
-        })
+        }
     }
 
     /// Changes the counter, as a hypervisor does: a new ID, the counter, the

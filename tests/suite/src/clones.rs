@@ -1,18 +1,28 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a restore is to a process that was running all the time.
+//! What a restore is to processes that were running all the time.
 
 use crate::{
-    context::{Context, await_random, counter, genctr, no_splat, reseeds, wait},
+    context::{Context, await_random, counter, genctr},
+    draws::{self, Same},
     tests,
+    warm::{self, Broken, Draws, Moment, Warm},
 };
 use anyhow::{Context as _, Result, ensure};
-use vm::{Options, Vm};
+use std::{
+    env, fmt,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+use vm::{Name, Options, Vm, qapi::qmp::human_monitor_command};
 
 tests! {
-    after_the_barrier_clones_draw_different_bytes
+    no_look_is_stale_and_no_draw_is_twice
+    draws_after_the_barrier_differ_in_every_clone
     the_counter_is_new_before_the_first_instruction
-    a_restored_guest_has_one_reseed_and_the_new_counter
+    a_restore_that_fails_says_so
+    a_thousand_restores
 }
 
 /// How old a guest has to be, in seconds, so that its kernel no longer reseeds
@@ -20,93 +30,67 @@ tests! {
 /// twice, and some.
 const OLD: u32 = 130;
 
-/// What a spinner wrote down at the restore.
-#[derive(Debug)]
-struct Restored {
-    mapped: u32,
-    read: u32,
-    random: String,
+/// How many clones each of the tests makes.
+const CLONES: u32 = 8;
+
+/// The counter that the guests begin with.
+const FIRST: u32 = 42;
+
+/// A processor for who spins, one for the kernel's own work. There is no RDRAND
+/// (qemu64 has none), so that nothing but the ID tells the clones apart.
+pub fn two_cpus() -> Options {
+    Options {
+        smp: Some(2),
+        ..genctr(FIRST)
+    }
 }
 
-/// Waits until the spinner in `vm` has seen the counter change.
-fn restored(vm: &Vm) -> Result<Restored> {
-    let line = wait("the spinner sees the restore", || {
-        let log = vm.shell("cat /tmp/spinner 2>/dev/null || true")?;
-        Ok(log
-            .lines()
-            .find(|line| line.starts_with("from "))
-            .map(String::from))
-    })?;
-    // "from 42: mapped 43, read 43, random HEX, looks N"
-    let field = |name: &str| {
-        let mut fields = line.split([':', ',']).map(str::trim);
-        let value = fields.find_map(|field| field.strip_prefix(name)?.strip_prefix(' '));
-        value.with_context(|| format!("the spinner says: {line}"))
-    };
-    Ok(Restored {
-        mapped: field("mapped")?.parse()?,
-        read: field("read")?.parse()?,
-        random: field("random")?.into(),
-    })
-}
-
-/// A guest in which a spinner runs.
-fn spinning(context: &Context, options: Options) -> Result<Vm> {
-    let vm = context.boot(options)?;
-    await_random(&vm)?;
-    vm.spawn(
-        ["contract", "spin", "--out", "/tmp/spinner"],
-        "/tmp/spinner.err",
-    )?;
-    wait("the spinner spins", || {
-        Ok(vm
-            .shell("cat /tmp/spinner || true")?
-            .contains("spinning")
-            .then_some(()))
-    })?;
-    Ok(vm)
-}
-
-fn after_the_barrier_clones_draw_different_bytes(context: &Context) -> Result<()> {
-    // One processor for the spinner, one for the kernel's own work; no RDRAND
-    // (qemu64 has none), so that nothing but the ID tells the clones apart.
-    let mut vm = spinning(
-        context,
-        Options {
-            smp: Some(2),
-            ..genctr(42)
-        },
-    )?;
+pub fn await_old_age(vm: &Vm) -> Result<()> {
     let rdrand = vm.shell("grep -cw rdrand /proc/cpuinfo || true")?;
     ensure!(rdrand.trim() == "0", "the guest has RDRAND");
     vm.shell(&format!(
         "while [ $(cut -d. -f1 /proc/uptime) -lt {OLD} ]; do sleep 1; done"
-    ))?;
-    let snapshot = "old".parse()?;
-    vm.snapshot(&snapshot)?;
+    ))
+    .map(drop)
+}
 
-    let mut seen: Vec<Restored> = Vec::new();
-    for value in 43..47 {
-        let clone = vm.clone_from(&snapshot, Some(value), None)?;
-        let restored = restored(&clone)?;
-        ensure!(
-            restored.mapped == value,
-            "clone {value} saw {}",
-            restored.mapped
-        );
-        ensure!(
-            restored.read == value,
-            "clone {value} read {}",
-            restored.read
-        );
-        let twin = seen.iter().find(|other| other.random == restored.random);
-        ensure!(
-            twin.is_none(),
-            "the same bytes twice: {restored:?} and {twin:?}"
-        );
-        seen.push(restored);
-        no_splat(&clone)?;
+fn no_look_is_stale_and_no_draw_is_twice(context: &Context) -> Result<()> {
+    let mut warm = Warm::boot(context, two_cpus())?;
+    await_old_age(&warm.vm)?;
+    let moment = warm.snapshot("old")?;
+    let mut draws = Draws::default();
+    for value in FIRST + 1..=FIRST + CLONES {
+        let clone = warm.vm.clone_from(&"old".parse()?, Some(value), None)?;
+        warm::check(&clone, &moment, value, &mut draws)?;
     }
+    // Two spinners, a reader, a child and a waiter.
+    ensure!(draws.len() == 5 * CLONES as usize, "{} draws", draws.len());
+    Ok(())
+}
+
+/// What the clones of an old guest draw from the kernel, once they have seen the
+/// counter change.
+pub fn drawn(vm: &mut Vm, barrier: bool) -> Result<Vec<draws::Draws>> {
+    draws::start(vm, barrier)?;
+    let name: Name = if barrier { "with" } else { "without" }.parse()?;
+    vm.snapshot(&name)?;
+    let clones: Result<Vec<_>> = (FIRST + 1..=FIRST + CLONES)
+        .map(|value| draws::Draws::of(&vm.clone_from(&name, Some(value), None)?))
+        .collect();
+    vm.shell("killall -9 contract; rm -f /tmp/draws*")?;
+    clones
+}
+
+fn draws_after_the_barrier_differ_in_every_clone(context: &Context) -> Result<()> {
+    let mut vm = context.boot(two_cpus())?;
+    await_random(&vm)?;
+    await_old_age(&vm)?;
+    // For comparison; nobody promises anything here.
+    let same = Same::of(&drawn(&mut vm, false)?);
+    eprintln!("without the barrier: {same}");
+    let same = Same::of(&drawn(&mut vm, true)?);
+    eprintln!("with the barrier: {same}");
+    ensure!(same.most == 0, "after the barrier: {same}");
     Ok(())
 }
 
@@ -153,19 +137,158 @@ fn the_counter_is_new_before_the_first_instruction(context: &Context) -> Result<
     Ok(())
 }
 
-fn a_restored_guest_has_one_reseed_and_the_new_counter(context: &Context) -> Result<()> {
-    let mut vm = spinning(context, genctr(42))?;
-    let snapshot = "s".parse()?;
+/// A restore that cannot be had is an error of its own, in the words of whoever
+/// could not do it; no property is judged by it.
+fn a_restore_that_fails_says_so(context: &Context) -> Result<()> {
+    let mut vm = context.boot(two_cpus())?;
+    let snapshot: Name = "s".parse()?;
     vm.snapshot(&snapshot)?;
-    vm.restore(&snapshot, Some(43))?;
-    let restored = restored(&vm)?;
+    let expect = |clone: Result<Vm>, expected: &str| -> Result<()> {
+        let Err(err) = clone else {
+            anyhow::bail!("it was restored, where it should fail with {expected:?}");
+        };
+        ensure!(!err.is::<Broken>(), "that is no property: {err:#}");
+        let said = format!("{err:#}");
+        ensure!(
+            said.contains(expected) && said.lines().count() == 1,
+            "expected {expected:?}: {said}"
+        );
+        Ok(())
+    };
+    let other: Name = "t".parse()?;
+    expect(
+        vm.clone_from(&other, Some(43), None),
+        "has no snapshot t; it has: s",
+    )?;
+    let options = vm.options()?;
+    expect(
+        vm.clone_unchecked(&other, options.clone(), None),
+        "Snapshot 't' does not exist",
+    )?;
+    let smaller = Options {
+        genctr: Some(43),
+        memory: Some(128),
+        ..options.clone()
+    };
+    expect(vm.clone_unchecked(&snapshot, smaller, None), "QEMU ended")?;
+    let another = Options {
+        genctr: Some(43),
+        machine: vm::Machine::Q35,
+        ..options
+    };
+    expect(vm.clone_unchecked(&snapshot, another, None), "QEMU ended")?;
+
+    // A full disk: the machines are in a file system that has room for one.
+    let vms = context.cache()?.join("vm");
+    let script = r#"
+        "$0" start a --memory 64 --genctr 1 && "$0" snapshot a s && "$0" restore a s --genctr 2 --as b &&
+            head -c 200M /dev/zero >"$1/full"; "$0" restore a s --genctr 3 --as c; "$0" list; "$0" delete b; "$0" delete a"#;
+    let output = Command::new("bwrap")
+        .args(["--dev-bind", "/", "/", "--size", "150000000", "--tmpfs"])
+        .arg(&vms)
+        .args(["--", "sh", "-c", script])
+        .args([context.program("vm"), vms])
+        .output()
+        .context("bwrap")?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let complaints: Vec<_> = said
+        .lines()
+        .filter(|line| line.starts_with("vm: "))
+        .collect();
     ensure!(
-        (restored.mapped, restored.read) == (43, 43),
-        "the spinner saw {restored:?}"
+        matches!(complaints[..], [one] if one.starts_with("vm: cannot ")
+            && one.contains("No space left on device")),
+        "on a full disk: {said}"
     );
-    wait("a reseed", || Ok((reseeds(&vm)? > 0).then_some(())))?;
-    vm.shell("sleep 1")?;
-    let count = reseeds(&vm)?;
-    ensure!(count == 1, "{count} reseeds for one restore");
-    no_splat(&vm)
+    let list: Vec<_> = said
+        .lines()
+        .filter(|line| line.contains(" running "))
+        .collect();
+    ensure!(
+        matches!(list[..], [a, b] if a.starts_with("a ") && b.starts_with("b ")),
+        "on a full disk: {said}"
+    );
+    Ok(())
+}
+
+/// What a soak has so far.
+struct Tally {
+    start: Instant,
+    restores: u32,
+    snapshots: u32,
+    draws: Draws,
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} restores of {} snapshots in {} s: {} draws of 32 bytes, none twice; no look stale; \
+             each waiter woken once, one reseed each",
+            self.restores,
+            self.snapshots,
+            self.start.elapsed().as_secs(),
+            self.draws.len(),
+        )
+    }
+}
+
+/// For `make soak`: as many restores as RESTORES says, of snapshots that are taken
+/// at random moments.
+fn a_thousand_restores(context: &Context) -> Result<()> {
+    let restores = env::var("RESTORES").unwrap_or("1000".into());
+    let restores = restores.parse().context("RESTORES")?;
+    let mut tally = Tally {
+        start: Instant::now(),
+        restores: 0,
+        snapshots: 0,
+        draws: Draws::default(),
+    };
+    let result = soak(context, restores, &mut tally);
+    eprintln!("{tally}");
+    match &result {
+        Err(err) if !err.is::<Broken>() => {
+            result.context("the soak ended early, which says nothing about the properties")
+        }
+        _ => result,
+    }
+}
+
+fn soak(context: &Context, restores: u32, tally: &mut Tally) -> Result<()> {
+    let mut warm = Warm::boot(context, two_cpus())?;
+    await_old_age(&warm.vm)?;
+    while tally.restores < restores {
+        let name = format!("s{}", tally.snapshots);
+        thread::sleep(random(Duration::from_secs(2))?);
+        let moment = warm.snapshot(&name)?;
+        tally.snapshots += 1;
+        for _ in 0..10.min(restores - tally.restores) {
+            restore(&warm, &name, &moment, tally)?;
+        }
+        eprintln!("{tally}");
+        // The disk is copied for each clone: it had better stay small.
+        let command_line = format!("delvm {name}");
+        let said = warm.vm.qmp(&human_monitor_command {
+            command_line,
+            cpu_index: None,
+        })?;
+        ensure!(said.is_empty(), "delvm: {said}");
+    }
+    Ok(())
+}
+
+fn restore(warm: &Warm, name: &str, moment: &Moment, tally: &mut Tally) -> Result<()> {
+    let value = FIRST + 1 + tally.restores;
+    let clone = warm.vm.clone_from(&name.parse()?, Some(value), None)?;
+    warm::check(&clone, moment, value, &mut tally.draws)?;
+    tally.restores += 1;
+    Ok(())
+}
+
+/// Some time, shorter than this.
+fn random(limit: Duration) -> Result<Duration> {
+    let mut bytes = [0; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(limit.mul_f64(f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX)))
 }

@@ -45,6 +45,12 @@ impl Context {
         }
     }
 
+    /// The cache.
+    pub fn cache(&self) -> Result<PathBuf> {
+        let cache = std::env::var_os("VMGENID_CACHE");
+        Ok(cache.context("VMGENID_CACHE is not set")?.into())
+    }
+
     /// A program of ours on the host.
     pub fn program(&self, name: &str) -> PathBuf {
         self.top.join("out/bin").join(name)

@@ -16,7 +16,7 @@ pub fn boot(context: &Context, mut options: Options) -> Result<Vm> {
         guest: "/vmforks.ko".into(),
     });
     // Many threads under many checkers.
-    options.memory = Some(512);
+    options.memory = options.memory.or(Some(512));
     let vm = context.boot(options)?;
     await_random(&vm)?;
     vm.shell("mount -t debugfs debugfs /sys/kernel/debug && insmod /vmforks.ko")?;

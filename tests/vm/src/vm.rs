@@ -255,10 +255,16 @@ impl Vm {
 
     /// Writes the VM's migration stream into a file.
     pub fn migrate_to_file(&self, path: &Path) -> Result<()> {
+        let path = std::path::absolute(path)?;
+        self.migrate(&format!("file:{}", path.display()))
+    }
+
+    /// Sends the VM's migration stream to where QEMU says with `uri`. When this
+    /// returns the VM stands still.
+    pub fn migrate(&self, uri: &str) -> Result<()> {
         let _lock = self.lock()?;
         self.check_running()?;
-        let path = std::path::absolute(path)?;
-        self.monitor()?.migrate(&format!("file:{}", path.display()))
+        self.monitor()?.migrate(uri)
     }
 
     /// Gives the generation counter of the running VM another value.

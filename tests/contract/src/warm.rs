@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A warm guest: everybody who may be looking at the counter when the machine is
+//! restored. Each writes down the first look that shows another value, and acts
+//! on it as a library should.
+
+use crate::{
+    NODE,
+    contend::{open_count, read_count},
+    sys,
+    wait::{Epoll, LONG, Said},
+};
+use anyhow::{Context, bail, ensure};
+use rustix::{
+    fd::OwnedFd,
+    process::{Signal, set_parent_process_death_signal},
+    rand::GetRandomFlags,
+    thread::{CpuSet, sched_setaffinity},
+};
+use std::{
+    fs::{File, OpenOptions},
+    hint::spin_loop,
+    io::Write,
+    path::PathBuf,
+    sync::atomic::{
+        Ordering::{Relaxed, SeqCst},
+        compiler_fence,
+    },
+    thread,
+};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Where each writes a line when the counter has changed
+    #[arg(long)]
+    out: PathBuf,
+    /// How many processors the machine has: a spinner for each
+    #[arg(long)]
+    cpus: usize,
+}
+
+/// A page that all of us share, which the host can find in the guest's memory:
+/// words of a mark that is nowhere else, then each one's number of looks.
+struct Board(sys::Map);
+
+const MARK: usize = 8;
+
+impl Board {
+    fn new() -> anyhow::Result<Self> {
+        let board = Self(sys::Map::shared(sys::page()).context("mmap")?);
+        let mut mark = [0; 4 * MARK];
+        draw(&mut mark)?;
+        for (n, bytes) in mark.chunks_exact(4).enumerate() {
+            let word = u32::from_ne_bytes(bytes.try_into()?);
+            board.0.word(n).store(word, Relaxed);
+        }
+        Ok(board)
+    }
+
+    /// Where it is, and what is on it, for the host.
+    fn describe(&self) -> String {
+        let mark: Vec<_> = (0..MARK)
+            .map(|n| format!("{:08x}", self.0.load(n)))
+            .collect();
+        format!("{:#x} {}", self.0.address(), mark.join(" "))
+    }
+}
+
+/// Somebody who looks.
+struct Looker<'a> {
+    name: String,
+    /// Its place on the board.
+    place: usize,
+    board: &'a Board,
+    file: &'a OwnedFd,
+    map: &'a sys::Map,
+    count: OwnedFd,
+    out: File,
+}
+
+impl Looker<'_> {
+    /// Looks, in this way, until it sees another value than `last`. A look is counted before it is
+    /// made: if the machine is saved when so many have been counted, the last of them may be from
+    /// before, and the next one is not.
+    fn until_changed(
+        &self,
+        last: u32,
+        mut look: impl FnMut() -> anyhow::Result<u32>,
+    ) -> anyhow::Result<u32> {
+        let looks = self.board.0.word(MARK + self.place);
+        loop {
+            looks.store(looks.load(Relaxed).wrapping_add(1), Relaxed);
+            compiler_fence(SeqCst);
+            let seen = look()?;
+            compiler_fence(SeqCst);
+            if seen != last {
+                return Ok(seen);
+            }
+        }
+    }
+
+    /// The barrier, then random bytes: those that must be in no other clone. Then what it saw is
+    /// written down.
+    fn act(&mut self, last: u32, seen: u32) -> anyhow::Result<u32> {
+        let looks = self.board.0.load(MARK + self.place);
+        let read = sys::read(self.file).context("read")?;
+        let mut bytes = [0; 32];
+        draw(&mut bytes)?;
+        let reseeds = read_count(&self.count)?;
+        self.note(last, seen, read, reseeds, looks, &bytes)?;
+        Ok(read)
+    }
+
+    fn note(
+        &mut self,
+        from: u32,
+        seen: u32,
+        read: u32,
+        reseeds: u32,
+        look: u32,
+        bytes: &[u8],
+    ) -> anyhow::Result<()> {
+        let name = &self.name;
+        let random = hex(bytes);
+        // In one write, so that lines stay whole.
+        let line = format!("{name} {from} {seen} {read} {reseeds} {look} {random}\n");
+        self.out.write_all(line.as_bytes()).context("write")
+    }
+
+    /// Spins on the mapping.
+    fn spin(mut self) -> anyhow::Result<()> {
+        let mut last = self.map.load(0);
+        loop {
+            let seen = self.until_changed(last, || {
+                spin_loop();
+                Ok(self.map.load(0))
+            })?;
+            last = self.act(last, seen)?;
+        }
+    }
+
+    /// Reads without end: what a read returns comes after the reseed.
+    fn read(mut self) -> anyhow::Result<()> {
+        let mut last = sys::read(self.file).context("read")?;
+        loop {
+            let seen = self.until_changed(last, || sys::read(self.file).context("read"))?;
+            let mut bytes = [0; 32];
+            draw(&mut bytes)?;
+            let reseeds = read_count(&self.count)?;
+            let looks = self.board.0.load(MARK + self.place);
+            self.note(last, seen, seen, reseeds, looks, &bytes)?;
+            last = seen;
+        }
+    }
+
+    /// Sleeps in epoll. When it wakes, the kernel has been reseeded.
+    fn wait(mut self) -> anyhow::Result<()> {
+        let file = sys::open(NODE)?;
+        let epoll = Epoll::edge_triggered(&file)?;
+        let mut last = sys::read(&file).context("read")?;
+        loop {
+            match epoll.wait(&LONG)? {
+                Said::Nothing => continue,
+                Said::Readable => {}
+                Said::Gone => bail!("the device is gone"),
+            }
+            // No barrier: being woken is one.
+            let mut bytes = [0; 32];
+            draw(&mut bytes)?;
+            let seen = self.map.load(0);
+            let reseeds = read_count(&self.count)?;
+            let read = sys::read(&file).context("read")?;
+            self.note(last, seen, read, reseeds, 0, &bytes)?;
+            last = read;
+        }
+    }
+}
+
+/// Starts all of them, and says where the board is.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    // They have all the time that nobody else wants.
+    rustix::process::nice(19).context("nice")?;
+    let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
+    let map = sys::Map::readonly(&file).context("mmap")?;
+    let board = Board::new()?;
+    let mut options = OpenOptions::new();
+    let options = options.create(true).append(true);
+    let looker = |name: String, place: usize| -> anyhow::Result<Looker> {
+        Ok(Looker {
+            name,
+            place,
+            board: &board,
+            file: &file,
+            map: &map,
+            count: open_count()?,
+            out: options
+                .open(&args.out)
+                .with_context(|| format!("open {:?}", args.out))?,
+        })
+    };
+
+    // A child that has inherited the file and the mapping: before there are threads.
+    let child = looker("child".into(), args.cpus + 1)?;
+    sys::fork(|| {
+        let with_parent = set_parent_process_death_signal(Some(Signal::KILL));
+        end_all(with_parent.context("prctl").and_then(|()| child.spin()))
+    })?;
+
+    thread::scope(|scope| -> anyhow::Result<()> {
+        for cpu in 0..args.cpus {
+            let spinner = looker(format!("spinner-{cpu}"), cpu)?;
+            scope.spawn(move || end_all(pin(cpu).and_then(|()| spinner.spin())));
+        }
+        let reader = looker("reader".into(), args.cpus)?;
+        scope.spawn(|| end_all(reader.read()));
+        let waiter = looker("waiter".into(), args.cpus + 2)?;
+        scope.spawn(|| end_all(waiter.wait()));
+        println!("board {}", board.describe());
+        Ok(())
+    })
+}
+
+/// Keeps this thread on one processor.
+pub fn pin(cpu: usize) -> anyhow::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    sched_setaffinity(None, &set).context("sched_setaffinity")
+}
+
+fn end_all(result: anyhow::Result<()>) -> ! {
+    if let Err(err) = result {
+        println!("{err:#}");
+    }
+    std::process::exit(1)
+}
+
+#[derive(clap::Args)]
+pub struct Draws {
+    /// Where to write what was drawn: nanoseconds since the change was seen, and
+    /// 16 bytes
+    #[arg(long)]
+    out: PathBuf,
+    /// How many
+    #[arg(long, default_value_t = 4000)]
+    count: usize,
+    /// Read the device first
+    #[arg(long)]
+    barrier: bool,
+}
+
+/// Spins on the mapping; when the counter changes, draws from the kernel again
+/// and again, at once or after the barrier.
+pub fn draws(args: &Draws) -> anyhow::Result<()> {
+    let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
+    let map = sys::Map::readonly(&file).context("mmap")?;
+    let last = sys::read(&file).context("read")?;
+    // All that is needed later is here before the change.
+    let mut draws = vec![(0, [0; 16]); args.count];
+    let part = args.out.with_extension("part");
+    let mut out = File::create(&part).with_context(|| format!("create {part:?}"))?;
+    println!("spinning on {last}");
+    let seen = loop {
+        match map.load(0) {
+            seen if seen != last => break seen,
+            _ => spin_loop(),
+        }
+    };
+    let start = sys::now();
+    if args.barrier {
+        let read = sys::read(&file).context("read")?;
+        ensure!(read == seen, "saw {seen}, read {read}");
+    }
+    for (time, bytes) in &mut draws {
+        draw(bytes)?;
+        *time = sys::now() - start;
+    }
+    for (time, bytes) in &draws {
+        writeln!(out, "{time} {}", hex(bytes))?;
+    }
+    // Whole, once it has its name.
+    std::fs::rename(&part, &args.out).context("rename")
+}
+
+/// Fills the buffer from the kernel.
+pub fn draw(bytes: &mut [u8]) -> anyhow::Result<()> {
+    let expected = bytes.len();
+    let len = rustix::rand::getrandom(bytes, GetRandomFlags::empty()).context("getrandom")?;
+    ensure!(len == expected, "getrandom returned {len} bytes");
+    Ok(())
+}
+
+/// In hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+}

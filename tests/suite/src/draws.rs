@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What a process draws from the kernel, again and again, from the moment on
+//! that it sees the counter change.
+
+use crate::context::wait;
+use anyhow::{Context as _, Result};
+use std::{collections::BTreeMap, fmt, time::Duration};
+use vm::Vm;
+
+const OUT: &str = "/tmp/draws";
+
+/// Starts the process.
+pub fn start(vm: &Vm, barrier: bool) -> Result<()> {
+    let mut argv = vec!["contract", "draws", "--out", OUT];
+    argv.extend(barrier.then_some("--barrier"));
+    vm.spawn(argv, "/tmp/draws.err")?;
+    wait("the process spins", || {
+        let said = vm.shell("cat /tmp/draws.err")?;
+        Ok(said.starts_with("spinning").then_some(()))
+    })
+}
+
+/// What was drawn in one clone: when, since the change was seen, and what.
+pub struct Draws(Vec<(Duration, String)>);
+
+impl Draws {
+    /// Waits for what the process in `vm` draws.
+    pub fn of(vm: &Vm) -> Result<Self> {
+        let said = wait("the draws", || {
+            let said = vm.shell(&format!("cat {OUT} 2>/dev/null || cat /tmp/draws.err"))?;
+            Ok((!said.starts_with("spinning")).then_some(said))
+        })?;
+        let draw = |line: &str| -> Result<_> {
+            let (time, bytes) = line.split_once(' ').context("not a draw")?;
+            Ok((Duration::from_nanos(time.parse()?), bytes.into()))
+        };
+        let draws: Result<_> = said.lines().map(draw).collect();
+        draws.map(Self).with_context(|| said)
+    }
+}
+
+/// How much of what was drawn in several clones is the same.
+pub struct Same {
+    clones: usize,
+    /// How many have something that another has, too.
+    with: usize,
+    /// The most draws of one clone that another has, too.
+    pub most: usize,
+    /// When the last of them was.
+    last: Duration,
+}
+
+/// When each clone drew, and whether that is what another drew, too.
+pub fn marked(clones: &[Draws]) -> Vec<Vec<(Duration, bool)>> {
+    let mut owners = BTreeMap::<&str, usize>::new();
+    for (_, bytes) in clones.iter().flat_map(|Draws(draws)| draws) {
+        *owners.entry(bytes).or_default() += 1;
+    }
+    let mark = |(time, bytes): &(Duration, String)| (*time, owners[&**bytes] > 1);
+    clones
+        .iter()
+        .map(|Draws(draws)| draws.iter().map(mark).collect())
+        .collect()
+}
+
+impl Same {
+    pub fn of(clones: &[Draws]) -> Self {
+        let mut same = Self {
+            clones: clones.len(),
+            with: 0,
+            most: 0,
+            last: Duration::ZERO,
+        };
+        for draws in marked(clones) {
+            let twice = draws.into_iter().filter(|(_, twice)| *twice);
+            let times: Vec<_> = twice.map(|(time, _)| time).collect();
+            same.with += usize::from(!times.is_empty());
+            same.most = same.most.max(times.len());
+            same.last = same.last.max(times.last().copied().unwrap_or_default());
+        }
+        same
+    }
+}
+
+impl fmt::Display for Same {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let clones = self.clones;
+        if self.with == 0 {
+            return write!(f, "{clones} clones have no draw in common");
+        }
+        write!(
+            f,
+            "{} of {clones} clones have draws in common: up to {} times 16 bytes, for up to {:.1} ms \
+             after the change was seen",
+            self.with,
+            self.most,
+            self.last.as_secs_f64() * 1e3
+        )
+    }
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The tests: each boots the machines it needs, or shares one, and looks at
+//! what the guest says.
+
+mod changes;
+mod checkers;
+mod clones;
+mod contention;
+mod context;
+mod draws;
+mod faults;
+mod firmware;
+mod guests;
+mod kunit;
+mod lifecycle;
+mod matrix;
+mod poll;
+mod promises;
+mod qemu;
+mod reports;
+mod reseeds;
+mod shared;
+mod stress;
+mod tool;
+mod vmforks;
+mod warm;
+
+use anyhow::Result;
+use context::Context;
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::process::ExitCode;
+
+/// Tests of what is the same with every guest kernel, by the beginning of their
+/// names: QEMU and the tool. With other kernels than the tiny one they are shown
+/// as ignored. Here belongs, too, what counts a guest's instructions.
+const TINY_ONLY: [&str; 5] = [
+    "matrix::",
+    "qemu::its_own_tests_pass",
+    "qemu::without_genctr_the_firmware_tables_",
+    "qemu::without_genctr_the_migration_stream_",
+    "tool::",
+];
+
+/// What needs a kernel in which things can be made to fail.
+const DEBUG_ONLY: &str = "faults::";
+
+/// What takes an hour.
+const SOAKS: [&str; 3] = [
+    "clones::a_thousand_restores",
+    "stress::a_thousand_rebinds",
+    "stress::soak",
+];
+
+/// Runs the tests that the command line says.
+pub fn main() -> ExitCode {
+    let mut args = Arguments::from_args();
+    // Ctrl-C ends each test with an error, and its guests with it.
+    if let Err(err) = vm::interrupt::catch() {
+        eprintln!("suite: {err}");
+        return ExitCode::FAILURE;
+    }
+    // One test spends its time waiting for a guest to grow old.
+    args.test_threads = args.test_threads.or(Some(3));
+    let tests: [&[Test]; 14] = [
+        checkers::TESTS,
+        clones::TESTS,
+        firmware::TESTS,
+        reseeds::TESTS,
+        contention::TESTS,
+        faults::TESTS,
+        guests::TESTS,
+        kunit::TESTS,
+        lifecycle::TESTS,
+        matrix::TESTS,
+        poll::TESTS,
+        qemu::TESTS,
+        stress::TESTS,
+        tool::TESTS,
+    ];
+    let mut trials = Vec::new();
+    for (name, test) in tests.into_iter().flatten() {
+        let name = name.trim_start_matches("suite::");
+        let trial = Trial::test(name, move || run(test).map_err(failed));
+        trials.push(trial.with_ignored_flag(is_ignored(name)));
+    }
+    for shared in [
+        promises::trials(),
+        changes::trials(),
+        firmware::trials(),
+        Ok(matrix::trials()),
+    ] {
+        match shared {
+            Ok(shared) => trials.extend(shared),
+            Err(err) => {
+                eprintln!("suite: {err:#}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+
+    let conclusion = libtest_mimic::run(&args, trials);
+    conclusion.exit_code()
+}
+
+/// Whether a test is not for the kernel at hand.
+fn is_ignored(name: &str) -> bool {
+    let any = |names: &[&str]| names.iter().any(|start| name.starts_with(start));
+    any(&SOAKS)
+        || match vm::kernel::default().as_str() {
+            "tiny" => any(&[DEBUG_ONLY]),
+            "debug" => any(&TINY_ONLY),
+            _ => any(&TINY_ONLY) || any(&[DEBUG_ONLY]),
+        }
+}
+
+/// Runs a test. What its guests' kernels reported counts, too.
+fn run(test: impl FnOnce(&Context) -> Result<()>) -> Result<()> {
+    let context = Context::new()?;
+    context.reports.judge(test(&context))
+}
+
+/// A failure tells the whole chain of what led to it.
+fn failed(err: anyhow::Error) -> Failed {
+    format!("{err:#}").into()
+}
+
+type Test = (&'static str, fn(&Context) -> Result<()>);
+
+/// A table of tests: the functions, by name.
+macro_rules! tests {
+    ($($name:ident)*) => {
+        pub const TESTS: &[crate::Test] =
+            &[$((concat!(module_path!(), "::", stringify!($name)), $name)),*];
+    };
+}
+use tests;

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Restores, in all the machines that people have and in all the ways that they
+//! do it: the same has to come of it.
+
+use crate::{
+    context::{Context, counter, genctr, wait},
+    failed, tests,
+    warm::{self, Draws, Moment, Warm},
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use libtest_mimic::Trial;
+use rustix::process::{Pid, Signal, kill_process};
+use std::{path::Path, thread, time::Instant};
+use vm::{
+    Firmware, Machine, Options, Vm,
+    qapi::qmp::{self, cont, query_jobs, query_vm_generation_id, snapshot_load, stop},
+};
+
+tests! {
+    a_killed_savevm_leaves_earlier_snapshots_whole
+}
+
+/// The counter that the guests begin with.
+const FIRST: u32 = 42;
+
+/// One test for each machine.
+pub fn trials() -> Vec<Trial> {
+    let machines = [Machine::Pc, Machine::Q35];
+    let firmwares = [Firmware::Seabios, Firmware::Ovmf];
+    let mut trials = Vec::new();
+    for machine in machines {
+        for firmware in firmwares {
+            for smp in [1, 2, 4] {
+                // In the larger one, RAM is above 4 GiB, too.
+                for memory in [128, 5120] {
+                    let name = format!("matrix::{machine:?}_{firmware:?}_{smp}_{memory}");
+                    let options = Options {
+                        machine,
+                        firmware,
+                        smp: Some(smp),
+                        memory: Some(memory),
+                        ..genctr(FIRST)
+                    };
+                    let trial = Trial::test(name.to_lowercase(), move || {
+                        crate::run(|context| restores(context, options)).map_err(failed)
+                    });
+                    trials.push(trial.with_ignored_flag(crate::is_ignored("matrix::")));
+                }
+            }
+        }
+    }
+    trials
+}
+
+/// Restores a guest in each of the ways, one after the other.
+fn restores(context: &Context, options: Options) -> Result<()> {
+    let mut warm = Warm::boot(context, options)?;
+    let mut draws = Draws::default();
+    let moment = warm.snapshot("s")?;
+
+    // By -loadvm.
+    let clone = warm.vm.clone_from(&"s".parse()?, Some(43), None)?;
+    warm::check(&clone, &moment, 43, &mut draws).context("-loadvm")?;
+    drop(clone);
+
+    // By snapshot-load, in the QEMU that runs.
+    warm.vm.qmp(&stop {})?;
+    warm.vm.set_genctr(44)?;
+    load_snapshot(&warm.vm, "s")?;
+    warm.vm.qmp(&cont {})?;
+    warm::check(&warm.vm, &moment, 44, &mut draws).context("snapshot-load")?;
+
+    // By migration through a file.
+    let folder = tempfile::tempdir_in(context.top.join("out"))?;
+    let moment = warm.stop()?;
+    let file = folder.path().join("stream");
+    warm.vm.migrate_to_file(&file)?;
+    let options = Options {
+        genctr: Some(45),
+        ..arriving(&warm, &format!("file:{}", file.display()))?
+    };
+    let clone = Vm::boot(&context.host, options)?;
+    await_arrival(&clone)?;
+    warm::check(&clone, &moment, 45, &mut draws).context("migration through a file")?;
+
+    // By live migration: that is the same machine, and no clone.
+    live_migration(context, warm.in_another(clone), folder.path()).context("live migration")
+}
+
+/// The options of a machine like this one, to which it can migrate.
+fn arriving(warm: &Warm, uri: &str) -> Result<Options> {
+    let mut options = warm.vm.options()?;
+    options.paused = true;
+    options.qemu_arg.extend(["-incoming".into(), uri.into()]);
+    Ok(options)
+}
+
+/// Waits until a machine has arrived, and lets it run.
+fn await_arrival(vm: &Vm) -> Result<()> {
+    wait("the migration", || {
+        let status = vm.qmp(&qmp::query_migrate {})?.status;
+        if status == Some(qmp::MigrationStatus::failed) {
+            bail!("the migration failed: {}", vm.messages());
+        }
+        Ok((status == Some(qmp::MigrationStatus::completed)).then_some(()))
+    })?;
+    vm.qmp(&cont {}).map(drop)
+}
+
+fn load_snapshot(vm: &Vm, snapshot: &str) -> Result<()> {
+    vm.qmp(&snapshot_load {
+        job_id: "load".into(),
+        tag: snapshot.into(),
+        vmstate: "disk".into(),
+        devices: vec!["disk".into()],
+    })?;
+    let error = wait("snapshot-load", || {
+        let mut jobs = vm.qmp(&query_jobs {})?.into_iter();
+        let done = jobs.find(|job| job.status == qmp::JobStatus::concluded);
+        Ok(done.map(|job| job.error))
+    })?;
+    ensure!(error.is_none(), "snapshot-load: {error:?}");
+    vm.qmp(&qmp::job_dismiss { id: "load".into() }).map(drop)
+}
+
+/// The same counter and the same ID: nobody in the guest learns of anything.
+fn live_migration(context: &Context, warm: Warm, folder: &Path) -> Result<()> {
+    let counter = warm.vm.options()?.counter().context("no counter")?;
+    let guid = warm.vm.qmp(&query_vm_generation_id {})?.guid;
+    let device = format!("vmgenid,id=vmgenid,guid={guid},genctr={counter}");
+    let uri = format!("unix:{}", folder.join("socket").display());
+    let mut options = arriving(&warm, &uri)?;
+    // The tool would take another ID.
+    options.no_device = true;
+    options.genctr = None;
+    options.qemu_arg.extend(["-device".into(), device]);
+    // The way by which this one arrived is not its successor's.
+    let old = options.qemu_arg.iter().position(|arg| arg == "-incoming");
+    if let Some(old) = old {
+        options.qemu_arg.drain(old..old + 2);
+    }
+    let clone = Vm::boot(&context.host, options)?;
+    let moment: Moment = warm.moment(counter)?;
+    warm.vm.migrate(&uri)?;
+    await_arrival(&clone)?;
+    let warm = warm.in_another(clone);
+    warm::check_nothing(&warm.vm, &moment)?;
+    let said = warm.vm.messages();
+    ensure!(
+        said.matches("warning").count() == 1 && said.contains("same generation"),
+        "QEMU says: {said}"
+    );
+
+    // And they would have learned of one.
+    warm.vm.qmp(&qmp::qom_set {
+        path: "/machine/peripheral/vmgenid".into(),
+        property: "genctr".into(),
+        value: (counter + 1).into(),
+    })?;
+    warm::check_running(&warm.vm, &moment, counter + 1)
+}
+
+/// QEMU is killed while it saves: what it had saved before can be restored.
+fn a_killed_savevm_leaves_earlier_snapshots_whole(context: &Context) -> Result<()> {
+    let mut vm = context.boot(genctr(FIRST))?;
+    vm.shell("echo before >/tmp/mark")?;
+    let whole = "whole".parse()?;
+    let start = Instant::now();
+    vm.snapshot(&whole)?;
+    let time = start.elapsed();
+    vm.shell("echo after >/tmp/mark")?;
+
+    let mut cut_short = 0;
+    for n in 0..20 {
+        let pid = vm
+            .pid()?
+            .and_then(Pid::from_raw)
+            .context("QEMU has ended")?;
+        // Evenly over the time that it takes, in an order that means nothing.
+        let moment = time.mul_f64(f64::from(n * 7 % 20) / 20.0);
+        let saved = thread::scope(|scope| {
+            let killer = scope.spawn(move || {
+                thread::sleep(moment);
+                kill_process(pid, Signal::KILL)
+            });
+            let saved = vm.snapshot(&format!("s{n}").parse()?);
+            killer.join().expect("panicked")?;
+            anyhow::Ok(saved)
+        })?;
+        cut_short += i32::from(saved.is_err());
+        wait("QEMU's end", || Ok(vm.pid()?.is_none().then_some(())))?;
+        let value = FIRST + 1 + n as u32;
+        vm.restore(&whole, Some(value))
+            .with_context(|| format!("killed after {moment:?} of {time:?}"))?;
+        let said = [counter(&vm)?, vm.shell("cat /tmp/mark")?].join(", ");
+        ensure!(
+            said.trim() == format!("read {value}, mapped {value}, before"),
+            "after a kill at {moment:?}: {said}"
+        );
+    }
+    eprintln!("{cut_short} of 20 snapshots were cut short");
+    ensure!(cut_short > 0, "QEMU was never killed while it saved");
+    Ok(())
+}

@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Guests in which everybody looks at the counter in all ways at once, and what
+//! each of them sees after a restore. See tests/contract/src/warm.rs for who they
+//! are.
+
+use crate::{
+    context::{Context, no_splat, wait},
+    vmforks,
+};
+use anyhow::{Context as _, Error, Result, bail, ensure};
+use std::{collections::BTreeMap, fmt, str::FromStr, thread, time::Duration};
+use vm::{
+    Options, Vm,
+    qapi::qmp::{cont, human_monitor_command, stop},
+};
+
+const LOG: &str = "/tmp/warm";
+
+/// As in the guest's program: the words before the numbers of looks.
+const MARK: usize = 8;
+
+/// A guest and its lookers.
+pub struct Warm {
+    pub vm: Vm,
+    cpus: usize,
+    board: Board,
+}
+
+/// The page on which the lookers count.
+struct Board {
+    /// Where it is for them.
+    address: u64,
+    mark: Vec<u32>,
+    /// Where it is in the guest's memory, once that is known.
+    physical: Option<u64>,
+}
+
+impl FromStr for Board {
+    type Err = Error;
+
+    /// "board 0xADDRESS WORD ..."
+    fn from_str(line: &str) -> Result<Self> {
+        let hex = |word: &str| u64::from_str_radix(word.trim_start_matches("0x"), 16);
+        let words: Vec<_> = line.split_whitespace().collect();
+        let ["board", address, mark @ ..] = &words[..] else {
+            bail!("the lookers say: {line}");
+        };
+        let mark: Result<Vec<_>, _> = mark.iter().map(|word| hex(word)).collect();
+        Ok(Self {
+            address: hex(address)?,
+            mark: mark?.into_iter().map(|word| word as u32).collect(),
+            physical: None,
+        })
+    }
+}
+
+/// What is known of the moment that a guest was saved in.
+pub struct Moment {
+    counter: u32,
+    reseeds: u32,
+    /// How many looks each has counted.
+    looks: Vec<u32>,
+}
+
+/// What one looker wrote down when it learned of a change.
+#[derive(Debug)]
+struct Seen {
+    who: String,
+    from: u32,
+    seen: u32,
+    read: u32,
+    reseeds: u32,
+    look: u32,
+    random: String,
+}
+
+impl FromStr for Seen {
+    type Err = Error;
+
+    fn from_str(line: &str) -> Result<Self> {
+        let words: Vec<_> = line.split(' ').collect();
+        let [who, from, seen, read, reseeds, look, random] = words[..] else {
+            bail!("a looker says: {line}");
+        };
+        Ok(Self {
+            who: who.into(),
+            from: from.parse()?,
+            seen: seen.parse()?,
+            read: read.parse()?,
+            reseeds: reseeds.parse()?,
+            look: look.parse()?,
+            random: random.into(),
+        })
+    }
+}
+
+/// All that was drawn in all clones: each 32 bytes are there once.
+#[derive(Default)]
+pub struct Draws(BTreeMap<String, String>);
+
+impl Draws {
+    fn insert(&mut self, random: &str, who: String) -> Result<()> {
+        ensure!(
+            random.len() == 64,
+            "{who} drew {random:?}, which is not 32 bytes"
+        );
+        match self.0.get(random) {
+            Some(other) => bail!("{who} and {other} drew the same 32 bytes, {random}"),
+            None => {
+                self.0.insert(random.into(), who);
+                Ok(())
+            }
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// A property that does not hold: not to be taken for a restore that failed.
+#[derive(Debug)]
+pub struct Broken(pub Error);
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "THE PROPERTY DOES NOT HOLD: {:#}", self.0)
+    }
+}
+
+impl std::error::Error for Broken {}
+
+impl Warm {
+    /// Boots a guest, and starts them.
+    pub fn boot(context: &Context, options: Options) -> Result<Self> {
+        let cpus = usize::from(options.smp());
+        let vm = vmforks::boot(context, options)?;
+        Self::start(vm, cpus)
+    }
+
+    fn start(vm: Vm, cpus: usize) -> Result<Self> {
+        let count = cpus.to_string();
+        let argv = ["contract", "warm", "--out", LOG, "--cpus", &count];
+        vm.spawn(argv, "/tmp/warm.err")?;
+        let board = wait("the lookers look", || {
+            let said = vm.shell("cat /tmp/warm.err")?;
+            Ok(said.ends_with('\n').then_some(said))
+        })?;
+        Ok(Self {
+            vm,
+            cpus,
+            board: board.trim().parse()?,
+        })
+    }
+
+    /// Another guest that came out of this one, by now.
+    pub fn in_another(&self, vm: Vm) -> Self {
+        Self {
+            vm,
+            cpus: self.cpus,
+            board: Board {
+                mark: self.board.mark.clone(),
+                ..self.board
+            },
+        }
+    }
+
+    /// Stops the guest, and says how many looks everybody has counted. It stands
+    /// still when this returns.
+    pub fn stop(&mut self) -> Result<Moment> {
+        let reseeds = vmforks::count(&self.vm)?;
+        self.vm.qmp(&stop {})?;
+        while self.board.physical.is_none() {
+            self.find_board()?;
+        }
+        let physical = self.board.physical.unwrap_or_default();
+        // The spinners, the reader, the child.
+        let words = words(&self.vm, physical, MARK + self.cpus + 2)?;
+        let words = words.context("the board is out of memory")?;
+        let (mark, looks) = words.split_at(MARK);
+        ensure!(
+            mark == self.board.mark,
+            "the board is another one: {mark:x?}"
+        );
+        Ok(Moment {
+            counter: self.vm.options()?.counter().context("no counter")?,
+            reseeds,
+            looks: looks.to_vec(),
+        })
+    }
+
+    /// Looks for the board with the eyes of a CPU that one of the spinners runs
+    /// on; if something else runs there, a bit later.
+    fn find_board(&mut self) -> Result<()> {
+        let said = self.vm.qmp(&human_monitor_command {
+            command_line: format!("gva2gpa {:#x}", self.board.address),
+            cpu_index: None,
+        })?;
+        let physical = said.trim().strip_prefix("gpa: 0x");
+        if let Some(physical) = physical {
+            let physical = u64::from_str_radix(physical, 16)?;
+            if words(&self.vm, physical, MARK)?.as_ref() == Some(&self.board.mark) {
+                self.board.physical = Some(physical);
+                return Ok(());
+            }
+        }
+        self.vm.qmp(&cont {})?;
+        thread::sleep(Duration::from_millis(7));
+        self.vm.qmp(&stop {}).map(drop)
+    }
+
+    /// A moment of a guest that goes on, of which no looks are known.
+    pub fn moment(&self, counter: u32) -> Result<Moment> {
+        Ok(Moment {
+            counter,
+            reseeds: vmforks::count(&self.vm)?,
+            looks: Vec::new(),
+        })
+    }
+
+    /// Takes a snapshot.
+    pub fn snapshot(&mut self, name: &str) -> Result<Moment> {
+        let moment = self.stop()?;
+        self.vm.snapshot(&name.parse()?)?;
+        self.vm.qmp(&cont {})?;
+        Ok(moment)
+    }
+}
+
+/// So many words of the guest's memory. `None`: there is no memory.
+fn words(vm: &Vm, physical: u64, count: usize) -> Result<Option<Vec<u32>>> {
+    let said = vm.qmp(&human_monitor_command {
+        command_line: format!("xp /{count}wx {physical:#x}"),
+        cpu_index: None,
+    })?;
+    // "0000000000001000: 0x12345678 0x12345678 ..."
+    let words = said
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .flat_map(|(_, words)| words.split_whitespace());
+    let words: Result<Vec<_>, _> = words
+        .map(|word| u32::from_str_radix(word.trim_start_matches("0x"), 16))
+        .collect();
+    match words {
+        Ok(words) if words.len() == count => Ok(Some(words)),
+        _ => Ok(None),
+    }
+}
+
+/// What everybody has written down, of a change from this counter.
+fn seen(vm: &Vm, from: u32) -> Result<Vec<Seen>> {
+    let said = vm.shell(&format!("cat /tmp/warm.err; cat {LOG}"))?;
+    let mut lines = said.lines();
+    let first = lines.next().unwrap_or_default();
+    ensure!(first.starts_with("board "), "a looker says: {first}");
+    // What is not a line of theirs is a looker's last words.
+    let seen: Result<Vec<Seen>> = lines.map(str::parse).collect();
+    Ok(seen?.into_iter().filter(|seen| seen.from == from).collect())
+}
+
+/// Checks all that is promised of a guest that was restored from `moment`, with
+/// this counter. What was drawn in it is added to `draws`.
+pub fn check(vm: &Vm, moment: &Moment, counter: u32, draws: &mut Draws) -> Result<()> {
+    let from = moment.counter;
+    // Spinners, a reader, a child, a waiter.
+    let lookers = moment.looks.len() + 1;
+    let mut all = Vec::new();
+    let result = wait("everybody sees the change", || {
+        all = seen(vm, from)?;
+        Ok((all.len() >= lookers).then_some(()))
+    });
+    result.with_context(|| format!("of {lookers}, these saw it: {all:?}"))?;
+    // Time for what must not happen.
+    vm.shell("sleep 0.3")?;
+    judge(vm, moment, counter, draws).map_err(Broken)?;
+    no_splat(vm)
+}
+
+fn judge(vm: &Vm, moment: &Moment, counter: u32, draws: &mut Draws) -> Result<()> {
+    let spinners = moment.looks.len() - 2;
+    let mut names: Vec<_> = (0..spinners).map(|cpu| format!("spinner-{cpu}")).collect();
+    names.extend(["reader", "child", "waiter"].map(String::from));
+
+    let all = seen(vm, moment.counter)?;
+    for (place, name) in names.iter().enumerate() {
+        let mut own = all.iter().filter(|seen| seen.who == *name);
+        let (Some(seen), None) = (own.next(), own.next()) else {
+            bail!("{name} learned of one restore not once: {all:?}");
+        };
+        ensure!(
+            (seen.seen, seen.read) == (counter, counter),
+            "the counter is {counter}: {seen:?}"
+        );
+        ensure!(
+            seen.reseeds == moment.reseeds + 1,
+            "the kernel was not reseeded, or twice, when {name} knew of the change; before it were {}: {seen:?}",
+            moment.reseeds
+        );
+        // A look that had been counted may have been made before; who sleeps makes
+        // none.
+        if let Some(&looks) = moment.looks.get(place) {
+            let stale = seen.look.wrapping_sub(looks);
+            ensure!(
+                stale <= 1,
+                "{name} made {stale} looks that were stale, from the {looks}th on: {seen:?}"
+            );
+        }
+        draws.insert(&seen.random, format!("{name} of clone {counter}"))?;
+    }
+    let count = vmforks::count(vm)?;
+    ensure!(
+        count == moment.reseeds + 1,
+        "{} reseeds for one restore",
+        count - moment.reseeds
+    );
+    Ok(())
+}
+
+/// Waits until somebody sees that the counter of a running guest is this one.
+pub fn check_running(vm: &Vm, moment: &Moment, counter: u32) -> Result<()> {
+    let seen = wait("somebody sees the change", || {
+        let seen = seen(vm, moment.counter)?.into_iter().next();
+        Ok(seen)
+    })?;
+    ensure!(seen.seen == counter, "the counter is {counter}: {seen:?}");
+    Ok(())
+}
+
+/// Checks that nothing at all has happened since `moment`.
+pub fn check_nothing(vm: &Vm, moment: &Moment) -> Result<()> {
+    vm.shell("sleep 1")?;
+    let seen = seen(vm, moment.counter)?;
+    ensure!(seen.is_empty(), "somebody saw a change: {seen:?}");
+    vmforks::expect_count(vm, moment.reseeds)?;
+    no_splat(vm)
+}
