@@ -53,7 +53,7 @@ test-debug:
 	@VMGENID_KERNEL=debug scripts/test
 	@VMGENID_KERNEL=kcsan scripts/test
 
-demo check soak:
+demo check soak bench:
 	@scripts/$@
 
 help:
@@ -71,9 +71,10 @@ help:
 	@echo  '  test-debug      - all tests under KASAN, lockdep, kmemleak, KCSAN, ...'
 	@echo  '  soak            - a thousand restores (RESTORES=N), then an hour of unbinding and'
 	@echo  '                    unloading under load (SOAK=MINUTES)'
+	@echo  '  bench           - measure the driver beside its peers; writes Documentation/bench'
 	@echo  '  check           - formatting, lints, checkpatch'
 	@echo  '  vm              - a shell in a guest that has /dev/vmgenid'
 	@echo  '  prepare         - only build'
 	@echo  '  KERNEL=NAME     - of vm, prepare, test: tests/kernel/NAME.config [$(KERNEL)]'
 
-.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm demo test test-debug soak check help
+.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm demo test test-debug soak bench check help

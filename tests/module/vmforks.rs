@@ -10,6 +10,8 @@
 //!   comes. Whether somebody holds it in this way: what is read.
 //! - `notify`: who writes a number sends that many ACPI notifications, as QEMU's GPE does, but with
 //!   no change of the ID. They have been handled when the write returns.
+//! - `took`: how long after the last of these the notifiers were last called, in nanoseconds.
+//! - `at`: when the notifiers were last called, in nanoseconds of the monotonic clock.
 //!
 //! Where the kernel can make functions fail (`fail_function`), those that registrations go through
 //! are offered for that; mainline offers none of them.
@@ -39,6 +41,15 @@ use kernel::{
 
 /// How many times the vmfork notifiers were called.
 static COUNT: Atomic<u32> = Atomic::new(0);
+
+/// When that was, and when a notification was last sent: nanoseconds of the monotonic clock.
+static AT: Atomic<i64> = Atomic::new(0);
+static SENT: Atomic<i64> = Atomic::new(0);
+
+fn now() -> i64 {
+    // SAFETY: To be called from anywhere.
+    unsafe { bindings::ktime_get() }
+}
 
 /// Whether somebody holds `rtnl_lock` through `hold_rtnl`.
 static HELD: Atomic<bool> = Atomic::new(false);
@@ -117,6 +128,7 @@ unsafe extern "C" fn count(
     _action: c_ulong,
     _data: *mut c_void,
 ) -> c_int {
+    AT.store(now(), Relaxed);
     let _rtnl = Rtnl::lock();
     COUNT.fetch_add(1, Relaxed);
     bindings::NOTIFY_DONE as c_int
@@ -144,6 +156,7 @@ fn hold_rtnl(reader: &mut UserSliceReader) -> Result {
 
 fn notify(reader: &mut UserSliceReader) -> Result {
     for _ in 0..number(reader)? {
+        SENT.store(now(), Relaxed);
         // SAFETY: The name is a C string that the function does not write to; the two null
         // pointers mean "no arguments" and "no result".
         let status = unsafe {
@@ -211,6 +224,10 @@ struct VmForks {
     #[pin]
     _notify: File<()>,
     #[pin]
+    _took: File<()>,
+    #[pin]
+    _at: File<()>,
+    #[pin]
     _notifier: Notifier,
     _dir: Dir,
 }
@@ -234,6 +251,18 @@ impl kernel::InPlaceModule for VmForks {
                 c"notify",
                 (),
                 &|(): &(), reader: &mut UserSliceReader| notify(reader),
+            ),
+            _took <- dir.read_callback_file(
+                c"took",
+                (),
+                &|(): &(), f: &mut fmt::Formatter<'_>| {
+                    writeln!(f, "{}", AT.load(Relaxed) - SENT.load(Relaxed))
+                },
+            ),
+            _at <- dir.read_callback_file(
+                c"at",
+                (),
+                &|(): &(), f: &mut fmt::Formatter<'_>| writeln!(f, "{}", AT.load(Relaxed)),
             ),
             _notifier <- Notifier::new(),
             _dir: dir,

@@ -1,69 +1,372 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What calls cost. With `-icount shift=0,sleep=off` a guest's nanosecond is
-//! one instruction.
+//! What calls cost, and how long things take. With `-icount shift=0,sleep=off` a
+//! guest's nanosecond is one instruction.
 
-use crate::{NODE, sys};
-use anyhow::Context;
-use rustix::time::{ClockId, clock_gettime};
+use crate::{
+    NODE,
+    machine::{Masked, change},
+    sys,
+    wait::{Epoll, LONG, Said},
+    warm,
+};
+use anyhow::{Context, bail, ensure};
+use rustix::{
+    event::{PollFd, PollFlags},
+    fd::OwnedFd,
+};
 use std::{
-    array,
-    hint::black_box,
-    os::fd::OwnedFd,
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    array, fs,
+    hint::{black_box, spin_loop},
+    io::Write,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    thread,
+    time::Duration,
 };
 
 const CALLS: u32 = 20_000;
 
+const VMCLOCK: &str = "/dev/vmclock0";
+
+/// The debugfs folder of our test module.
+const VMFORKS: &str = "/sys/kernel/debug/vmforks";
+
+#[derive(clap::Subcommand)]
+pub enum What {
+    /// Each call, one line each, as far as its device is there (the default)
+    Calls,
+    /// The first probe: a driver is bound to the device
+    Probe { driver: String },
+    /// From the notification to the reseed; the host has to change the counter
+    Notification {
+        #[arg(long, default_value_t = 20)]
+        rounds: u32,
+    },
+    /// Many processes that map the page: the memory that this takes
+    Mappings {
+        #[arg(long)]
+        count: u32,
+    },
+    /// Many waiters, each with a file and an epoll of its own: until the last one
+    /// has been woken; the host has to change the counter
+    Waiters {
+        #[arg(long)]
+        count: u32,
+    },
+    /// What happens when after a restore
+    Timeline {
+        /// Where to write it
+        #[arg(long)]
+        out: PathBuf,
+        /// Read the device when the counter has changed
+        #[arg(long)]
+        barrier: bool,
+    },
+}
+
+pub fn run(what: What) -> anyhow::Result<()> {
+    match what {
+        What::Calls => calls(),
+        What::Probe { driver } => probe(&driver),
+        What::Notification { rounds } => notification(rounds),
+        What::Mappings { count } => mappings(count),
+        What::Waiters { count } => waiters(count),
+        What::Timeline { out, barrier } => timeline(&out, barrier),
+    }
+}
+
 /// The least of five measurements of one call, in nanoseconds.
 fn measure(mut call: impl FnMut()) -> f64 {
-    let now = || {
-        let now = clock_gettime(ClockId::Monotonic);
-        now.tv_sec as f64 * 1e9 + now.tv_nsec as f64
-    };
     let times: [f64; 5] = array::from_fn(|_| {
-        let start = now();
+        let start = sys::now();
         for i in 0..CALLS {
             black_box(i);
             call();
         }
-        (now() - start) / f64::from(CALLS)
+        (sys::now() - start) as f64 / f64::from(CALLS)
     });
     times.into_iter().fold(f64::INFINITY, f64::min)
 }
 
-pub fn run() -> anyhow::Result<()> {
-    let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
-    let null = sys::open("/dev/null").context("open /dev/null")?;
-    let map = sys::Map::readonly(&file).context("mmap")?;
-    // What a library does before each use: compare, and branch away if it differs.
-    let counter = map.word(0);
-    let local = AtomicU32::new(counter.load(Relaxed));
-    let seeded = counter.load(Relaxed);
-    let local = black_box(&local);
-    let check = move |word: &AtomicU32| assert!(word.load(Relaxed) == seeded);
-    let mut bytes = [0u8; 4];
-    let mut read = |file: &OwnedFd, len| assert!(rustix::io::read(file, &mut bytes) == Ok(len));
-
+fn calls() -> anyhow::Result<()> {
     let empty = measure(|| ());
-    let rows = [
-        (
-            "check of the mapped counter",
-            measure(move || check(counter)),
-        ),
-        ("check of a local variable", measure(move || check(local))),
-        ("read of the counter", measure(|| read(&file, 4))),
-        ("read of /dev/null", measure(|| read(&null, 0))),
-        (
-            "open, mmap, touch, munmap, close",
+    let row = |what: &str, time: f64| println!("{what}: {:.1}", time - empty);
+    let open = |path| sys::open(path).with_context(|| format!("open {path}"));
+    let null = open("/dev/null")?;
+
+    // What a library does before each use: compare, and branch away if it differs.
+    let local = AtomicU32::new(7);
+    row("check of a local variable", check(&local));
+    row("read of /dev/null", measure(|| read(&null, 0)));
+    let mut bytes = [0; 16];
+    row(
+        "getrandom of 16 bytes, system call",
+        measure(|| warm::draw(&mut bytes).expect("getrandom")),
+    );
+    row(
+        "getrandom of 16 bytes, vDSO",
+        measure(|| assert!(sys::getrandom_vdso(&mut bytes) == Ok(16))),
+    );
+
+    if fs::exists(NODE)? {
+        let file = open(NODE)?;
+        let map = sys::Map::readonly(&file).context("mmap")?;
+        row("check of the mapped counter", check(map.word(0)));
+        row("read of the counter", measure(|| read(&file, 4)));
+        row(
+            "poll",
             measure(|| {
-                let file = sys::open(NODE).expect("open");
-                black_box(sys::Map::readonly(&file).expect("mmap").load(0));
+                let mut fds = [PollFd::new(&file, PollFlags::IN)];
+                assert!(rustix::event::poll(&mut fds, Some(&crate::wait::NOW)) == Ok(0));
             }),
-        ),
-    ];
-    for (what, time) in rows {
-        println!("{what}: {:.1}", time - empty);
+        );
+        row(
+            "open, mmap, touch, munmap, close",
+            measure(|| use_once(NODE)),
+        );
     }
+
+    if fs::exists(VMCLOCK)? {
+        let file = open(VMCLOCK)?;
+        let map = sys::Map::readonly(&file).context("mmap")?;
+        row("check of the mapped vmclock", check_vmclock(&map));
+        let mut page = [0u8; 112];
+        row(
+            "pread of the vmclock, 112 bytes",
+            measure(|| assert!(rustix::io::pread(&file, &mut page, 0) == Ok(112))),
+        );
+        row(
+            "open, mmap, touch, munmap, close of the vmclock",
+            measure(|| use_once(VMCLOCK)),
+        );
+    }
+    Ok(())
+}
+
+fn read(file: &OwnedFd, len: usize) {
+    let mut bytes = [0u8; 4];
+    assert!(rustix::io::read(file, &mut bytes) == Ok(len));
+}
+
+fn use_once(path: &str) {
+    let file = sys::open(path).expect("open");
+    black_box(sys::Map::readonly(&file).expect("mmap").load(0));
+}
+
+/// Whether a word is what it was.
+fn check(word: &AtomicU32) -> f64 {
+    let word = black_box(word);
+    let seeded = word.load(Relaxed);
+    measure(move || assert!(word.load(Relaxed) == seeded))
+}
+
+/// The same by the rules of `vmclock-abi.h`: the sequence count, the word (here
+/// the low half of the disruption marker), the sequence count again.
+fn check_vmclock(map: &sys::Map) -> f64 {
+    let (sequence, marker) = black_box((map.word(3), map.word(4)));
+    let seeded = marker.load(Relaxed);
+    measure(move || {
+        let before = sequence.load(Relaxed);
+        let seen = marker.load(Relaxed);
+        assert!(seen == seeded && before & 1 == 0 && sequence.load(Relaxed) == before);
+    })
+}
+
+fn probe(driver: &str) -> anyhow::Result<()> {
+    let devices = "/sys/bus/platform/devices";
+    let device = fs::read_dir(devices)?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .find(|name| name.starts_with("QEMUVGID:"))
+        .context("there is no device")?;
+    let path = format!("/sys/bus/platform/drivers/{driver}/bind");
+    let mut bind = fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("open {path}"))?;
+    let start = sys::now();
+    bind.write_all(device.as_bytes()).context("bind")?;
+    println!("probe: {}", sys::now() - start);
+    Ok(())
+}
+
+fn vmforks(name: &str) -> anyhow::Result<u64> {
+    let path = format!("{VMFORKS}/{name}");
+    let said = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    Ok(said.trim().parse()?)
+}
+
+fn notification(rounds: u32) -> anyhow::Result<()> {
+    // That of the host is held back: ours is the one whose time is taken.
+    let _masked = Masked::new()?;
+    let mut least = u64::MAX;
+    for _ in 0..rounds {
+        let before = vmforks("count")?;
+        change()?;
+        fs::write(format!("{VMFORKS}/notify"), "1").context("notify")?;
+        ensure!(vmforks("count")? == before + 1, "it was not reseeded once");
+        least = least.min(vmforks("took")?);
+    }
+    println!("notification to reseed: {least}");
+    Ok(())
+}
+
+/// Waits however long it takes: where the guest's time counts instructions, it
+/// flies while everybody sleeps.
+fn until_told(epoll: &Epoll) -> anyhow::Result<Said> {
+    loop {
+        match epoll.wait(&LONG)? {
+            Said::Nothing => {}
+            said => return Ok(said),
+        }
+    }
+}
+
+fn timeline(out: &Path, barrier: bool) -> anyhow::Result<()> {
+    let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
+    let map = sys::Map::readonly(&file).context("mmap")?;
+    let last = sys::read(&file).context("read")?;
+    let part = out.with_extension("part");
+    let mut to = fs::File::create(&part).with_context(|| format!("create {part:?}"))?;
+
+    // Who sleeps until the counter changes.
+    let waiter = sys::open(NODE)?;
+    let epoll = Epoll::edge_triggered(&waiter)?;
+    let waiter = thread::spawn(move || -> anyhow::Result<u64> {
+        match until_told(&epoll)? {
+            Said::Readable => Ok(sys::now()),
+            said => bail!("the waiter: {said:?}"),
+        }
+    });
+    // It sleeps before this one begins to spin, away from where interrupts go.
+    thread::sleep(Duration::from_millis(100));
+    warm::pin(thread::available_parallelism()?.get() - 1)?;
+    println!("spinning on {last}");
+
+    // Before the last look that did not see it: the restore came after that.
+    let [mut before, mut resumed] = [sys::now(); 2];
+    while map.load(0) == last {
+        resumed = before;
+        before = sys::now();
+        spin_loop();
+    }
+    let seen = sys::now();
+    let read = if barrier {
+        sys::read(&file).context("read")?;
+        Some(sys::now())
+    } else {
+        None
+    };
+    let woken = waiter.join().expect("the waiter panicked")?;
+
+    let mut line = |what: &str, time: u64| writeln!(to, "{what}: {}", time as i64 - resumed as i64);
+    line("counter seen by mapping", seen)?;
+    if let Some(read) = read {
+        line("barrier done", read)?;
+    }
+    line("kernel reseeded", vmforks("at")?)?;
+    line("poll woken", woken)?;
+    fs::rename(&part, out).context("rename")
+}
+
+/// What the kernel says of this process, in bytes: resident memory, page tables.
+fn memory() -> anyhow::Result<[u32; 2]> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let bytes = |name: &str| -> anyhow::Result<u32> {
+        let mut lines = status.lines();
+        let line = lines.find_map(|line| line.strip_prefix(name));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        Ok(1024 * kib.with_context(|| format!("no {name}"))?.parse::<u32>()?)
+    };
+    Ok([bytes("VmRSS:")?, bytes("VmPTE:")?])
+}
+
+fn mappings(count: u32) -> anyhow::Result<()> {
+    let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
+    // Shared by all: how many are done, how many could not do it, and the sums.
+    let board = sys::Map::shared(sys::page())?;
+    let child = || -> anyhow::Result<()> {
+        // What looking takes is there before.
+        memory()?;
+        let before = memory()?;
+        let map = sys::Map::readonly(&file)?;
+        black_box(map.load(0));
+        let after = memory()?;
+        // It stays.
+        std::mem::forget(map);
+        for n in 0..2 {
+            board.word(2 + n).fetch_add(after[n] - before[n], Relaxed);
+        }
+        Ok(())
+    };
+    let mut pids = Vec::new();
+    for _ in 0..count {
+        pids.push(sys::fork(|| {
+            let result = child();
+            board
+                .word(usize::from(result.is_err()))
+                .fetch_add(1, Relaxed);
+            loop {
+                thread::park();
+            }
+        })?);
+    }
+    while board.load(0) + board.load(1) < count {
+        thread::sleep(Duration::from_millis(10));
+    }
+    for pid in pids {
+        sys::end(pid)?;
+    }
+    ensure!(board.load(1) == 0, "{} of {count} failed", board.load(1));
+    println!("resident: {}", board.load(2));
+    println!("page tables: {}", board.load(3));
+    Ok(())
+}
+
+fn waiters(count: u32) -> anyhow::Result<()> {
+    let _masked = Masked::new()?;
+    let [asleep, awake, last] = array::from_fn(|_| AtomicU64::new(0));
+    let mut woken = u64::MAX;
+    // The limit of open files is for programs that do not know what they do.
+    rustix::process::setrlimit(
+        rustix::process::Resource::Nofile,
+        rustix::process::Rlimit {
+            current: Some(8192),
+            maximum: Some(8192),
+        },
+    )?;
+    thread::scope(|scope| -> anyhow::Result<()> {
+        for _ in 0..count {
+            let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
+            let epoll = Epoll::edge_triggered(&file)?;
+            let (asleep, awake, last) = (&asleep, &awake, &last);
+            let wait = move || {
+                asleep.fetch_add(1, Relaxed);
+                let said = until_told(&epoll);
+                // Until here the epoll knew it.
+                drop(file);
+                last.fetch_max(sys::now(), Relaxed);
+                awake.fetch_add(1, Relaxed);
+                assert!(matches!(said, Ok(Said::Readable)), "a waiter: {said:?}");
+            };
+            // Small, as they are many.
+            let thread = thread::Builder::new().stack_size(1 << 16);
+            thread.spawn_scoped(scope, wait)?;
+        }
+        while asleep.load(Relaxed) < count.into() {
+            thread::sleep(Duration::from_millis(10));
+        }
+        // From having said so to being asleep.
+        thread::sleep(Duration::from_secs(1));
+        change()?;
+        let start = sys::now();
+        fs::write(format!("{VMFORKS}/notify"), "1").context("notify")?;
+        while awake.load(Relaxed) < count.into() {
+            thread::sleep(Duration::from_millis(10));
+        }
+        woken = last.load(Relaxed) - start;
+        Ok(())
+    })?;
+    println!("woken: {woken}");
     Ok(())
 }

@@ -73,8 +73,11 @@ enum Program {
     Steps(steps::Args),
     /// Read the counter into a page of a file
     ReadInto { file: String },
-    /// Measure calls; in guest instructions under -icount
-    Cost,
+    /// Measure; in guest instructions under -icount
+    Cost {
+        #[command(subcommand)]
+        what: Option<cost::What>,
+    },
     /// Map the counter's page and dump core
     #[command(hide = true)]
     Crash,
@@ -108,7 +111,7 @@ fn main() -> ExitCode {
         Program::Probe { bind } => faults::probe(bind),
         Program::Steps(args) => steps::run(&args),
         Program::ReadInto { file } => contend::read_into(&file),
-        Program::Cost => cost::run(),
+        Program::Cost { what } => cost::run(what.unwrap_or(cost::What::Calls)),
         Program::Crash => promises::crash(),
     };
     match result {

@@ -135,6 +135,13 @@ impl Drop for Map {
     }
 }
 
+/// getrandom as the C library does it: without a system call, where the kernel's
+/// vDSO can.
+pub fn getrandom_vdso(bytes: &mut [u8]) -> Result<usize> {
+    // SAFETY: The buffer is valid for writing so many bytes.
+    answer(unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) })
+}
+
 /// The guest's monotonic clock, in nanoseconds.
 pub fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
@@ -188,6 +195,15 @@ pub fn fork(child: impl FnOnce() -> bool) -> Result<usize> {
         }
         pid => Ok(pid),
     }
+}
+
+/// Ends a child.
+pub fn end(pid: usize) -> Result<()> {
+    let mut status = 0;
+    // SAFETY: It is a child of ours that nobody has waited for.
+    answer(unsafe { libc::kill(pid as i32, libc::SIGKILL) } as isize)?;
+    // SAFETY: `status` is valid for writing.
+    answer(unsafe { libc::waitpid(pid as i32, &mut status, 0) } as isize).map(drop)
 }
 
 /// Runs `child` in a forked process and returns whether it said yes.

@@ -3,6 +3,7 @@
 //! The tests: each boots the machines it needs, or shares one, and looks at
 //! what the guest says.
 
+pub mod bench;
 mod changes;
 mod checkers;
 mod clones;

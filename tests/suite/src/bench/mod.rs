@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The benchmark: what this driver costs, beside its peers, in one run.
+//!
+//! Figures are guest instructions, counted by QEMU (`-icount shift=0,sleep=off`:
+//! a nanosecond of the guest is an instruction, on one CPU), so they are the
+//! same on every host. What several CPUs do at once cannot be counted so: what
+//! clones draw without and with the barrier is shown as it was observed.
+
+mod growth;
+mod pictures;
+mod report;
+mod sizes;
+
+use crate::{
+    changes::Guest,
+    clones,
+    context::{Context, await_random, genctr, wait},
+    draws::Same,
+    vmforks,
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Parser;
+use report::{Report, Timeline};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+use vm::{Add, Options, Vm, kernel};
+
+/// Measures this driver beside its peers
+#[derive(Parser)]
+struct Cli {
+    /// The folder for the results
+    #[arg(long)]
+    out: PathBuf,
+}
+
+/// How many clones a timeline is the median of.
+const CLONES: u32 = 9;
+
+/// The drivers that are compared.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Driver {
+    /// This one.
+    Ours,
+    /// The same node in C, where read() is no barrier.
+    C,
+    /// Linux's own.
+    Mainline,
+}
+
+impl Driver {
+    const ALL: [Self; 3] = [Self::Ours, Self::C, Self::Mainline];
+
+    /// The name of its column.
+    fn title(self) -> &'static str {
+        match self {
+            Self::Ours => "this driver",
+            Self::C => "C, no barrier",
+            Self::Mainline => "mainline's",
+        }
+    }
+
+    /// Its name in the guest's kernel.
+    fn name(self) -> &'static str {
+        match self {
+            Self::C => "vmgenid_c",
+            _ => "vmgenid",
+        }
+    }
+
+    /// Where it is on the host.
+    fn module(self, context: &Context) -> Result<PathBuf> {
+        Ok(match self {
+            Self::Ours => context.module("vmgenid.ko"),
+            Self::C => context.module("vmgenid_c.ko"),
+            Self::Mainline => built_in_tree(context, "virt/vmgenid.ko")?,
+        })
+    }
+}
+
+/// A module that comes with the guest's kernel.
+fn built_in_tree(context: &Context, path: &str) -> Result<PathBuf> {
+    let kernel = context
+        .cache()?
+        .join(format!("kernel-{}", kernel::default()));
+    Ok(kernel.join("build/drivers").join(path))
+}
+
+/// Prints what it measures, and writes the results.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let run = || -> Result<()> {
+        vm::interrupt::catch()?;
+        let context = Context::new()?;
+        let report = measure(&context)?;
+        context.reports.judge(Ok(()))?;
+        report.write(&cli.out)
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("bench: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(context: &Context) -> Result<Report> {
+    let mut report = Report::default();
+    for driver in Driver::ALL {
+        eprintln!("measuring: {}", driver.title());
+        let title = driver.title();
+        for (what, value) in sizes::of(&driver.module(context)?)? {
+            report.add(what, title, value as f64);
+        }
+        let vm = boot(context, driver, false)?;
+        report.add("module memory, bytes", title, memory(&vm, driver)?);
+        report.add_all(title, &vm.shell(&probe(driver))?)?;
+        if driver != Driver::Mainline {
+            report.add_all(title, &vm.shell("contract cost")?)?;
+        }
+        report.add_all(title, &notification(context, driver)?)?;
+    }
+    eprintln!("measuring: vmclock");
+    report.add_all("vmclock", &vmclock(context)?)?;
+
+    for barrier in [false, true] {
+        eprintln!("a restore, {} the barrier", with_or_without(barrier));
+        report.timelines.push(timeline(context, barrier)?);
+    }
+    report.growth = growth::measure(context)?;
+
+    eprintln!("what clones draw (a guest has to grow old first)");
+    let mut vm = context.boot(clones::two_cpus())?;
+    await_random(&vm)?;
+    clones::await_old_age(&vm)?;
+    for barrier in [false, true] {
+        let draws = clones::drawn(&mut vm, barrier)?;
+        eprintln!(
+            "{} the barrier: {}",
+            with_or_without(barrier),
+            Same::of(&draws)
+        );
+        report.draws.push(report::Draws::new(barrier, &draws));
+    }
+    Ok(report)
+}
+
+fn with_or_without(barrier: bool) -> &'static str {
+    if barrier { "with" } else { "without" }
+}
+
+/// A guest whose instructions are counted, with this driver's module in it, not
+/// yet loaded.
+fn counted(context: &Context, driver: Driver, vmforks: bool) -> Result<Options> {
+    let mut add = vec![Add {
+        host: driver.module(context)?,
+        guest: "/driver.ko".into(),
+    }];
+    if vmforks {
+        add.push(Add {
+            host: context.module("vmforks.ko"),
+            guest: "/vmforks.ko".into(),
+        });
+    }
+    Ok(Options {
+        icount: true,
+        smp: Some(1),
+        no_module: true,
+        add,
+        // What goes to the serial line costs more than what is measured; and where
+        // things lie in memory is not to be a matter of chance.
+        append: vec!["quiet norandmaps".into()],
+        ..genctr(42)
+    })
+}
+
+/// Loads the driver, of which the first probe is yet to come if `driver` is to be
+/// bound by hand.
+fn boot(context: &Context, driver: Driver, vmforks: bool) -> Result<Vm> {
+    let vm = context.boot(counted(context, driver, vmforks)?)?;
+    await_random(&vm)?;
+    vm.shell("echo 0 >/sys/bus/platform/drivers_autoprobe && insmod /driver.ko")?;
+    Ok(vm)
+}
+
+fn probe(driver: Driver) -> String {
+    format!("contract cost probe {}", driver.name())
+}
+
+fn memory(vm: &Vm, driver: Driver) -> Result<f64> {
+    let size = vm.shell(&format!("cat /sys/module/{}/coresize", driver.name()))?;
+    Ok(size.trim().parse()?)
+}
+
+/// From the notification to the reseed.
+fn notification(context: &Context, driver: Driver) -> Result<String> {
+    let guest = Guest::new(context.boot(counted(context, driver, true)?)?);
+    await_random(&guest.vm)?;
+    guest.vm.shell(
+        "mount -t debugfs debugfs /sys/kernel/debug && insmod /vmforks.ko && insmod /driver.ko",
+    )?;
+    let mut said = String::new();
+    let status = guest.run(&["contract", "cost", "notification"], |line| {
+        said += &format!("{line}\n");
+    })?;
+    ensure!(status.success(), "{}: {said}", driver.title());
+    Ok(said)
+}
+
+/// QEMU's vmclock, and Linux's driver of it.
+fn vmclock(context: &Context) -> Result<String> {
+    let mut options = counted(context, Driver::Mainline, false)?;
+    let modules = ["pps/pps_core.ko", "ptp/ptp.ko", "ptp/ptp_vmclock.ko"];
+    let mut load = String::from("true");
+    for module in modules {
+        let guest = format!("/{}", module.rsplit('/').next().unwrap_or(module));
+        load += &format!(" && insmod {guest}");
+        options.add.push(Add {
+            host: built_in_tree(context, module)?,
+            guest,
+        });
+    }
+    options.qemu_arg = ["-device", "vmclock"].map(String::from).into();
+    let vm = context.boot(options)?;
+    await_random(&vm)?;
+    vm.shell(&load)?;
+    let said = vm.shell("contract cost")?;
+    ensure!(said.contains("vmclock"), "there is no vmclock: {said}");
+    Ok(said)
+}
+
+/// What happens when after a restore, to a process that spins on a CPU of its own
+/// and one that waits: the medians of several clones, in microseconds, as observed.
+/// (On the one CPU of a guest whose instructions are counted, the kernel goes first,
+/// and there is nothing to see.)
+fn timeline(context: &Context, barrier: bool) -> Result<Timeline> {
+    let mut vm = vmforks::boot(context, clones::two_cpus())?;
+    let mut argv = vec!["contract", "cost", "timeline", "--out", "/tmp/timeline"];
+    argv.extend(barrier.then_some("--barrier"));
+    vm.spawn(argv, "/tmp/timeline.err")?;
+    let said = |vm: &Vm, path: &str| vm.shell(&format!("cat {path} 2>/dev/null || true"));
+    wait("the process spins", || {
+        Ok(said(&vm, "/tmp/timeline.err")?
+            .starts_with("spinning")
+            .then_some(()))
+    })?;
+    let snapshot = "s".parse()?;
+    vm.snapshot(&snapshot)?;
+    let mut times = BTreeMap::<String, Vec<f64>>::new();
+    for value in 43..43 + CLONES {
+        let clone = vm.clone_from(&snapshot, Some(value), None)?;
+        let said = wait("the restore", || {
+            let said = said(&clone, "/tmp/timeline")?;
+            Ok((!said.is_empty()).then_some(said))
+        })?;
+        for (what, time) in rows(&said)? {
+            times.entry(what).or_default().push(time / 1e3);
+        }
+    }
+    let median = |mut times: Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    let events = times.into_iter().map(|(what, times)| (what, median(times)));
+    Ok(Timeline {
+        barrier,
+        events: events.collect(),
+    })
+}
+
+/// "WHAT: NUMBER", line by line.
+fn rows(said: &str) -> Result<BTreeMap<String, f64>> {
+    let row = |line: &str| -> Result<_> {
+        let Some((what, value)) = line.rsplit_once(": ") else {
+            bail!("the guest says: {line}");
+        };
+        Ok((
+            what.into(),
+            value.parse().with_context(|| line.to_string())?,
+        ))
+    };
+    said.lines().map(row).collect()
+}
+
+/// A file of the results.
+fn save(path: &Path, text: &str) -> Result<()> {
+    // Whole, or as it was.
+    let new = path.with_extension("new");
+    std::fs::write(&new, text)
+        .and_then(|()| std::fs::rename(&new, path))
+        .with_context(|| format!("write {}", path.display()))
+}

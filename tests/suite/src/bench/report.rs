@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The results, and the files that are made of them.
+
+use super::{pictures, rows, save};
+use crate::draws;
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
+
+/// The column of what is the kernel's own, whatever driver there is.
+const KERNEL: &str = "the kernel";
+
+/// The column of what this driver is measured against.
+const LIMIT: &str = "limit";
+
+const COLUMNS: [&str; 6] = [
+    "this driver",
+    LIMIT,
+    "C, no barrier",
+    "mainline's",
+    "vmclock",
+    KERNEL,
+];
+
+/// The rows, in the order of the table.
+const ROWS: [&str; 14] = [
+    CHECK,
+    "check of a local variable",
+    READ,
+    "read of /dev/null",
+    "poll",
+    OPEN,
+    "getrandom of 16 bytes, system call",
+    "getrandom of 16 bytes, vDSO",
+    "probe",
+    NOTIFICATION,
+    "module code, bytes",
+    TEXT,
+    "module data, bytes",
+    "module memory, bytes",
+];
+
+const CHECK: &str = "check of the mapped counter";
+const READ: &str = "read of the counter";
+const OPEN: &str = "open, mmap, touch, munmap, close";
+const NOTIFICATION: &str = "notification to reseed";
+const TEXT: &str = "module text, bytes";
+
+/// What vmclock has in the place of what this driver has.
+const LIKE: [(&str, &str); 3] = [
+    ("check of the mapped vmclock", CHECK),
+    ("pread of the vmclock, 112 bytes", READ),
+    ("open, mmap, touch, munmap, close of the vmclock", OPEN),
+];
+
+type Figures = BTreeMap<String, BTreeMap<String, f64>>;
+
+#[derive(Default, Serialize, Deserialize)]
+pub struct Report {
+    /// Guest instructions, unless the row says bytes: row, column, figure.
+    figures: Figures,
+    pub timelines: Vec<Timeline>,
+    pub growth: Vec<Growth>,
+    /// As observed, in this run: not for comparison.
+    pub draws: Vec<Draws>,
+}
+
+/// What happened when after a restore, in microseconds, as observed.
+#[derive(Serialize, Deserialize)]
+pub struct Timeline {
+    pub barrier: bool,
+    pub events: BTreeMap<String, f64>,
+}
+
+/// What a thing costs when there are many.
+#[derive(Serialize, Deserialize)]
+pub struct Growth {
+    pub what: String,
+    pub unit: String,
+    /// How many, and what it costs for all of them.
+    pub costs: Vec<(u32, f64)>,
+}
+
+/// What clones drew from the kernel, from the moment on that they saw the counter
+/// change.
+#[derive(Serialize, Deserialize)]
+pub struct Draws {
+    pub barrier: bool,
+    pub clones: usize,
+    /// In each bin of a quarter of a millisecond, if there were draws in it: the
+    /// share of them that another clone had, too.
+    pub same: Vec<Option<f64>>,
+}
+
+/// The width of a bin, in milliseconds.
+pub const BIN: f64 = 0.25;
+
+impl Draws {
+    pub fn new(barrier: bool, clones: &[draws::Draws]) -> Self {
+        let mut bins = vec![(0u32, 0u32); 400];
+        for (time, twice) in draws::marked(clones).into_iter().flatten() {
+            let bin = (time.as_secs_f64() * 1e3 / BIN) as usize;
+            if let Some((all, same)) = bins.get_mut(bin) {
+                *all += 1;
+                *same += u32::from(twice);
+            }
+        }
+        let share = |(all, same)| (all > 0).then(|| f64::from(same) / f64::from(all));
+        Self {
+            barrier,
+            clones: clones.len(),
+            same: bins.into_iter().map(share).collect(),
+        }
+    }
+}
+
+impl Report {
+    pub fn add(&mut self, row: &str, column: &str, value: f64) {
+        let like = LIKE.iter().find(|(name, _)| *name == row);
+        let row = like.map_or(row, |(_, row)| row);
+        let own =
+            row.starts_with("getrandom") || row.contains("/dev/null") || row.contains("local");
+        let column = if own { KERNEL } else { column };
+        let columns = self.figures.entry(row.into()).or_default();
+        columns.entry(column.into()).or_insert(value);
+    }
+
+    /// What a guest's program prints.
+    pub fn add_all(&mut self, column: &str, said: &str) -> Result<()> {
+        for (row, value) in rows(said)? {
+            self.add(&row, column, value);
+        }
+        Ok(())
+    }
+
+    pub fn get(&self, row: &str, column: &str) -> Option<f64> {
+        self.figures.get(row)?.get(column).copied()
+    }
+
+    /// What this driver must not exceed.
+    fn add_limits(&mut self) {
+        let ratio = |row: &str, column: &str| Some(1.05 * self.get(row, column)?);
+        let limits = [
+            (CHECK, Some(3.0)),
+            (READ, Some(345.0)),
+            (OPEN, ratio(OPEN, "C, no barrier")),
+            (NOTIFICATION, ratio(NOTIFICATION, "mainline's")),
+            (TEXT, Some(6144.0)),
+        ];
+        for (row, limit) in limits {
+            if let Some(limit) = limit {
+                self.add(row, LIMIT, limit);
+            }
+        }
+    }
+
+    /// Writes all files, and says what has changed since they were last written.
+    pub fn write(mut self, folder: &Path) -> Result<()> {
+        self.add_limits();
+        let missing: Vec<_> = ROWS
+            .into_iter()
+            .filter(|row| !self.figures.contains_key(*row))
+            .collect();
+        ensure!(missing.is_empty(), "not measured: {}", missing.join("; "));
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        let json = folder.join("results.json");
+        if let Ok(before) = fs::read(&json) {
+            match serde_json::from_slice::<Self>(&before) {
+                Ok(before) => eprintln!("{}", self.compared_with(&before)),
+                Err(_) => eprintln!("the results before are of another form"),
+            }
+        }
+        let table = self.table();
+        print!("{table}");
+        save(&folder.join("results.md"), &table)?;
+        pictures::draw(&self, folder)?;
+        save(&json, &(serde_json::to_string_pretty(&self)? + "\n"))
+    }
+
+    /// By how much figures differ, at most.
+    fn compared_with(&self, before: &Self) -> String {
+        let mut most = (0.0, String::from("nothing"));
+        for (row, columns) in &self.figures {
+            for (column, value) in columns {
+                if let Some(was) = before.get(row, column) {
+                    let change = (value - was).abs() / was.abs().max(1.0);
+                    if change > most.0 {
+                        most = (change, format!("{row}, {column}: {was} was {value}"));
+                    }
+                }
+            }
+        }
+        format!(
+            "compared with the results before, at most {:.2} % differ: {}",
+            100.0 * most.0,
+            most.1
+        )
+    }
+
+    /// Everything, in Markdown.
+    fn table(&self) -> String {
+        let mut text = String::from("<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n\n");
+        let line = |text: &mut String, cells: Vec<String>| {
+            let _ = writeln!(text, "| {} |", cells.join(" | "));
+        };
+        let header = |text: &mut String, cells: Vec<String>| {
+            let rule = vec![String::from("---:"); cells.len() - 1];
+            line(text, cells);
+            line(text, [vec!["---".into()], rule].concat());
+        };
+        header(
+            &mut text,
+            ["guest instructions"]
+                .iter()
+                .chain(&COLUMNS)
+                .map(|name| name.to_string())
+                .collect(),
+        );
+        for row in ROWS {
+            let mut cells = vec![row.to_string()];
+            for column in COLUMNS {
+                cells.push(self.get(row, column).map_or(String::new(), number));
+            }
+            line(&mut text, cells);
+        }
+        text += "\nAfter a restore, in microseconds since the guest's clock runs again (two CPUs, as observed; medians):\n\n";
+        let mut events: Vec<&String> = self
+            .timelines
+            .iter()
+            .flat_map(|t| t.events.keys())
+            .collect();
+        events.sort();
+        events.dedup();
+        header(
+            &mut text,
+            vec![
+                "".into(),
+                "without the barrier".into(),
+                "with the barrier".into(),
+            ],
+        );
+        for event in events {
+            let mut cells = vec![event.clone()];
+            for timeline in &self.timelines {
+                cells.push(
+                    timeline
+                        .events
+                        .get(event)
+                        .copied()
+                        .map_or(String::new(), number),
+                );
+            }
+            line(&mut text, cells);
+        }
+        text += "\nWhat many cost:\n\n";
+        for growth in &self.growth {
+            let counts = growth.costs.iter().map(|(count, _)| count.to_string());
+            let name = format!("{}, {}", growth.what, growth.unit);
+            header(&mut text, [name].into_iter().chain(counts).collect());
+            let costs = growth.costs.iter().map(|&(_, cost)| number(cost));
+            line(
+                &mut text,
+                ["for all".into()].into_iter().chain(costs).collect(),
+            );
+            let each = growth
+                .costs
+                .iter()
+                .map(|&(count, cost)| number(cost / f64::from(count)));
+            line(
+                &mut text,
+                ["for each".into()].into_iter().chain(each).collect(),
+            );
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// A number as people read it.
+pub fn number(value: f64) -> String {
+    if value.abs() < 1000.0 && value.fract() != 0.0 {
+        return format!("{value:.1}");
+    }
+    let digits = format!("{:.0}", value.abs());
+    let mut text = String::from(if value < 0.0 { "-" } else { "" });
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_commas() {
+        assert_eq!(number(3.04), "3.0");
+        assert_eq!(number(345.0), "345");
+        assert_eq!(number(1000.6), "1,001");
+        assert_eq!(number(1234567.0), "1,234,567");
+        assert_eq!(number(-12.5), "-12.5");
+    }
+
+    #[test]
+    fn what_is_the_kernels_own_is_there_once() {
+        let mut report = Report::default();
+        report
+            .add_all(
+                "this driver",
+                "read of /dev/null: 266.1\nread of the counter: 344.1\n",
+            )
+            .unwrap();
+        report
+            .add_all(
+                "vmclock",
+                "read of /dev/null: 270\npread of the vmclock, 112 bytes: 385.3\n",
+            )
+            .unwrap();
+        assert_eq!(report.get("read of /dev/null", KERNEL), Some(266.1));
+        assert_eq!(report.get(READ, "vmclock"), Some(385.3));
+        assert_eq!(report.get(READ, "this driver"), Some(344.1));
+        assert!(rows("nonsense").is_err());
+    }
+}
