@@ -257,6 +257,7 @@ fn a_thousand_restores(context: &Context) -> Result<()> {
 
 fn soak(context: &Context, restores: u32, tally: &mut Tally) -> Result<()> {
     let mut warm = Warm::boot(context, two_cpus())?;
+    eprintln!("the guest grows old, which takes {OLD} s");
     await_old_age(&warm.vm)?;
     while tally.restores < restores {
         let name = format!("s{}", tally.snapshots);
