@@ -58,6 +58,9 @@ type Figures = BTreeMap<String, BTreeMap<String, f64>>;
 
 #[derive(Default, Serialize, Deserialize)]
 pub struct Report {
+    /// Of the file: JSON has no comments.
+    #[serde(rename = "SPDX-License-Identifier")]
+    licence: String,
     /// Guest instructions, unless the row says bytes: row, column, figure.
     figures: Figures,
     pub timelines: Vec<Timeline>,
@@ -158,6 +161,7 @@ impl Report {
     /// Writes all files, and says what has changed since they were last written.
     pub fn write(mut self, folder: &Path) -> Result<()> {
         self.add_limits();
+        self.licence = "MIT OR Apache-2.0".into();
         let missing: Vec<_> = ROWS
             .into_iter()
             .filter(|row| !self.figures.contains_key(*row))
