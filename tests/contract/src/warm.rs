@@ -27,6 +27,7 @@ use std::{
         compiler_fence,
     },
     thread,
+    time::Duration,
 };
 
 #[derive(clap::Args)]
@@ -158,6 +159,7 @@ impl Looker<'_> {
         let file = sys::open(NODE)?;
         let epoll = Epoll::edge_triggered(&file)?;
         let mut last = sys::read(&file).context("read")?;
+        self.board.0.word(MARK + self.place).store(1, Relaxed);
         loop {
             match epoll.wait(&LONG)? {
                 Said::Nothing => continue,
@@ -215,6 +217,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         scope.spawn(|| end_all(reader.read()));
         let waiter = looker("waiter".into(), args.cpus + 2)?;
         scope.spawn(|| end_all(waiter.wait()));
+        // All of them know the counter as it is now; who began later would not see it change.
+        while (0..args.cpus + 3).any(|place| board.0.load(MARK + place) == 0) {
+            thread::sleep(Duration::from_millis(10));
+        }
         println!("board {}", board.describe());
         Ok(())
     })
