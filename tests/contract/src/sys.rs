@@ -10,6 +10,7 @@ use rustix::{
     fs::{Mode, OFlags},
     io::{Errno, IoSliceMut, Result},
     mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags},
+    process::{Pid, Signal, WaitOptions, kill_process, waitpid},
     time::{ClockId, clock_gettime},
 };
 use std::{
@@ -184,35 +185,30 @@ pub fn unknown_ioctl(file: &OwnedFd) -> Result<()> {
     answer(unsafe { libc::ioctl(file.as_raw_fd(), 0x7fff_0000, 0) } as isize).map(drop)
 }
 
-/// Runs `child` in a forked process, which goes on by itself. Returns its pid.
-pub fn fork(child: impl FnOnce() -> bool) -> Result<usize> {
+/// Runs `child` in a forked process, which goes on by itself.
+pub fn fork(child: impl FnOnce() -> bool) -> Result<Pid> {
     // SAFETY: The program has one thread when it forks.
-    match answer(unsafe { libc::fork() } as isize)? {
-        0 => {
+    let pid = answer(unsafe { libc::fork() } as isize)?;
+    match Pid::from_raw(pid as i32) {
+        Some(pid) => Ok(pid),
+        None => {
             let ok = child();
             // SAFETY: Ends the process without running what the parent will run.
             unsafe { libc::_exit(if ok { 0 } else { 1 }) }
         }
-        pid => Ok(pid),
     }
 }
 
 /// Ends a child.
-pub fn end(pid: usize) -> Result<()> {
-    let mut status = 0;
-    // SAFETY: It is a child of ours that nobody has waited for.
-    answer(unsafe { libc::kill(pid as i32, libc::SIGKILL) } as isize)?;
-    // SAFETY: `status` is valid for writing.
-    answer(unsafe { libc::waitpid(pid as i32, &mut status, 0) } as isize).map(drop)
+pub fn end(pid: Pid) -> Result<()> {
+    kill_process(pid, Signal::KILL)?;
+    waitpid(Some(pid), WaitOptions::empty()).map(drop)
 }
 
 /// Runs `child` in a forked process and returns whether it said yes.
 pub fn forked(child: impl FnOnce() -> bool) -> Result<bool> {
-    let pid = fork(child)?;
-    let mut status = 0;
-    // SAFETY: `status` is valid for writing.
-    answer(unsafe { libc::waitpid(pid as i32, &mut status, 0) } as isize)?;
-    Ok(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0)
+    let ended = waitpid(Some(fork(child)?), WaitOptions::empty())?;
+    Ok(ended.is_some_and(|(_, status)| status.exit_status() == Some(0)))
 }
 
 /// `select(2)`: whether the file is in the sets to read, to write, and of

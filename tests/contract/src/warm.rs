@@ -100,32 +100,31 @@ impl Looker<'_> {
         }
     }
 
-    /// The barrier, then random bytes: those that must be in no other clone. Then what it saw is
-    /// written down.
-    fn act(&mut self, last: u32, seen: u32) -> anyhow::Result<u32> {
-        let looks = self.board.0.load(MARK + self.place);
-        let read = sys::read(self.file).context("read")?;
+    /// What is so when one has learned of a change: how many reseeds there were, and 32 random
+    /// bytes, which must be in no other clone.
+    fn learn(&self) -> anyhow::Result<(u32, [u8; 32])> {
+        let reseeds = read_count(&self.count)?;
         let mut bytes = [0; 32];
         draw(&mut bytes)?;
-        let reseeds = read_count(&self.count)?;
-        self.note(last, seen, read, reseeds, looks, &bytes)?;
-        Ok(read)
+        Ok((reseeds, bytes))
     }
 
+    /// Writes it down.
     fn note(
         &mut self,
-        from: u32,
-        seen: u32,
-        read: u32,
-        reseeds: u32,
-        look: u32,
-        bytes: &[u8],
+        [from, seen, read, look]: [u32; 4],
+        (reseeds, bytes): (u32, [u8; 32]),
     ) -> anyhow::Result<()> {
         let name = &self.name;
-        let random = hex(bytes);
+        let random = hex(&bytes);
         // In one write, so that lines stay whole.
         let line = format!("{name} {from} {seen} {read} {reseeds} {look} {random}\n");
         self.out.write_all(line.as_bytes()).context("write")
+    }
+
+    /// How many looks have been counted.
+    fn looks(&self) -> u32 {
+        self.board.0.load(MARK + self.place)
     }
 
     /// Spins on the mapping.
@@ -136,7 +135,12 @@ impl Looker<'_> {
                 spin_loop();
                 Ok(self.map.load(0))
             })?;
-            last = self.act(last, seen)?;
+            let looks = self.looks();
+            // The barrier.
+            let read = sys::read(self.file).context("read")?;
+            let learned = self.learn()?;
+            self.note([last, seen, read, looks], learned)?;
+            last = read;
         }
     }
 
@@ -145,11 +149,8 @@ impl Looker<'_> {
         let mut last = sys::read(self.file).context("read")?;
         loop {
             let seen = self.until_changed(last, || sys::read(self.file).context("read"))?;
-            let mut bytes = [0; 32];
-            draw(&mut bytes)?;
-            let reseeds = read_count(&self.count)?;
-            let looks = self.board.0.load(MARK + self.place);
-            self.note(last, seen, seen, reseeds, looks, &bytes)?;
+            let learned = self.learn()?;
+            self.note([last, seen, seen, self.looks()], learned)?;
             last = seen;
         }
     }
@@ -167,12 +168,10 @@ impl Looker<'_> {
                 Said::Gone => bail!("the device is gone"),
             }
             // No barrier: being woken is one.
-            let mut bytes = [0; 32];
-            draw(&mut bytes)?;
+            let learned = self.learn()?;
             let seen = self.map.load(0);
-            let reseeds = read_count(&self.count)?;
             let read = sys::read(&file).context("read")?;
-            self.note(last, seen, read, reseeds, 0, &bytes)?;
+            self.note([last, seen, read, 0], learned)?;
             last = read;
         }
     }

@@ -5,6 +5,7 @@
 use crate::reports::{self, Reports};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::{
+    fmt,
     path::PathBuf,
     thread,
     time::{Duration, Instant},
@@ -90,8 +91,27 @@ pub fn scaled(count: u32) -> u32 {
     count / kernel::needs(&kernel::default()).patience
 }
 
+/// What was waited for has not come.
+#[derive(Debug)]
+pub struct Late {
+    what: String,
+    bound: Duration,
+}
+
+impl fmt::Display for Late {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: not within {} s", self.what, self.bound.as_secs())
+    }
+}
+
+impl std::error::Error for Late {}
+
 /// Waits until `done` has a result. The bound is for what has gone wrong: it
 /// is no measurement.
+///
+/// # Errors
+///
+/// [`Late`], or what `done` returns.
 pub fn wait<T>(what: &str, mut done: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
     let bound = patience(Duration::from_secs(60));
@@ -99,11 +119,10 @@ pub fn wait<T>(what: &str, mut done: impl FnMut() -> Result<Option<T>>) -> Resul
         if let Some(result) = done()? {
             return Ok(result);
         }
-        ensure!(
-            start.elapsed() < bound,
-            "{what}: not within {} s",
-            bound.as_secs()
-        );
+        if start.elapsed() > bound {
+            let what = what.into();
+            bail!(Late { what, bound });
+        }
         thread::sleep(Duration::from_millis(50));
     }
 }

@@ -5,11 +5,11 @@
 //! are.
 
 use crate::{
-    context::{Context, no_splat, wait},
+    context::{Context, Late, no_splat, wait},
     vmforks,
 };
 use anyhow::{Context as _, Error, Result, bail, ensure};
-use std::{collections::BTreeMap, fmt, str::FromStr, thread, time::Duration};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 use vm::{
     Options, Vm,
     qapi::qmp::{cont, human_monitor_command, stop},
@@ -63,8 +63,18 @@ pub struct Moment {
     looks: Vec<u32>,
 }
 
+impl Moment {
+    /// The names of the lookers, in the order of their looks; the last one sleeps.
+    fn lookers(&self) -> Vec<String> {
+        let spinners = 0..self.looks.len().saturating_sub(2);
+        let spinners = spinners.map(|cpu| format!("spinner-{cpu}"));
+        let others = ["reader", "child", "waiter"].map(String::from);
+        spinners.chain(others).collect()
+    }
+}
+
 /// What one looker wrote down when it learned of a change.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Seen {
     who: String,
     from: u32,
@@ -170,11 +180,12 @@ impl Warm {
     /// still when this returns.
     pub fn stop(&mut self) -> Result<Moment> {
         let reseeds = vmforks::count(&self.vm)?;
+        let physical = match self.board.physical {
+            Some(physical) => physical,
+            None => wait("a spinner on a CPU", || self.find_board())?,
+        };
+        self.board.physical = Some(physical);
         self.vm.qmp(&stop {})?;
-        while self.board.physical.is_none() {
-            self.find_board()?;
-        }
-        let physical = self.board.physical.unwrap_or_default();
         // The spinners, the reader, the child.
         let words = words(&self.vm, physical, MARK + self.cpus + 2)?;
         let words = words.context("the board is out of memory")?;
@@ -190,24 +201,22 @@ impl Warm {
         })
     }
 
-    /// Looks for the board with the eyes of a CPU that one of the spinners runs
-    /// on; if something else runs there, a bit later.
-    fn find_board(&mut self) -> Result<()> {
+    /// Looks for the board with the eyes of a CPU. `None`: none of the spinners runs
+    /// on it just now.
+    fn find_board(&self) -> Result<Option<u64>> {
+        self.vm.qmp(&stop {})?;
         let said = self.vm.qmp(&human_monitor_command {
             command_line: format!("gva2gpa {:#x}", self.board.address),
             cpu_index: None,
         })?;
-        let physical = said.trim().strip_prefix("gpa: 0x");
-        if let Some(physical) = physical {
+        let mut found = None;
+        if let Some(physical) = said.trim().strip_prefix("gpa: 0x") {
             let physical = u64::from_str_radix(physical, 16)?;
-            if words(&self.vm, physical, MARK)?.as_ref() == Some(&self.board.mark) {
-                self.board.physical = Some(physical);
-                return Ok(());
-            }
+            let mark = words(&self.vm, physical, MARK)?;
+            found = (mark.as_ref() == Some(&self.board.mark)).then_some(physical);
         }
         self.vm.qmp(&cont {})?;
-        thread::sleep(Duration::from_millis(7));
-        self.vm.qmp(&stop {}).map(drop)
+        Ok(found)
     }
 
     /// A moment of a guest that goes on, of which no looks are known.
@@ -261,58 +270,67 @@ fn seen(vm: &Vm, from: u32) -> Result<Vec<Seen>> {
 
 /// Checks all that is promised of a guest that was restored from `moment`, with
 /// this counter. What was drawn in it is added to `draws`.
+///
+/// # Errors
+///
+/// [`Broken`] if a promise does not hold. Any other is of whoever was asked.
 pub fn check(vm: &Vm, moment: &Moment, counter: u32, draws: &mut Draws) -> Result<()> {
-    let from = moment.counter;
-    // Spinners, a reader, a child, a waiter.
-    let lookers = moment.looks.len() + 1;
-    let mut all = Vec::new();
-    let result = wait("everybody sees the change", || {
-        all = seen(vm, from)?;
-        Ok((all.len() >= lookers).then_some(()))
+    let everybody = moment.lookers().len();
+    let all = wait("everybody sees the change", || {
+        let all = seen(vm, moment.counter)?;
+        Ok((all.len() >= everybody).then_some(()))
     });
-    result.with_context(|| format!("of {lookers}, these saw it: {all:?}"))?;
+    match all {
+        // Who it is will be said.
+        Err(err) if err.is::<Late>() => {}
+        all => all?,
+    }
     // Time for what must not happen.
     vm.shell("sleep 0.3")?;
-    judge(vm, moment, counter, draws).map_err(Broken)?;
+    let all = seen(vm, moment.counter)?;
+    let reseeds = vmforks::count(vm)?;
+    judge(&all, reseeds, moment, counter, draws).map_err(Broken)?;
     no_splat(vm)
 }
 
-fn judge(vm: &Vm, moment: &Moment, counter: u32, draws: &mut Draws) -> Result<()> {
-    let spinners = moment.looks.len() - 2;
-    let mut names: Vec<_> = (0..spinners).map(|cpu| format!("spinner-{cpu}")).collect();
-    names.extend(["reader", "child", "waiter"].map(String::from));
-
-    let all = seen(vm, moment.counter)?;
-    for (place, name) in names.iter().enumerate() {
+/// Whether what everybody saw, and the number of reseeds by now, are as promised.
+fn judge(
+    all: &[Seen],
+    reseeds: u32,
+    moment: &Moment,
+    counter: u32,
+    draws: &mut Draws,
+) -> Result<()> {
+    for (place, name) in moment.lookers().iter().enumerate() {
         let mut own = all.iter().filter(|seen| seen.who == *name);
         let (Some(seen), None) = (own.next(), own.next()) else {
-            bail!("{name} learned of one restore not once: {all:?}");
+            bail!("{name} has to learn of a restore, and once: {all:?}");
         };
+        // A look that had been counted may have been made before; who sleeps makes
+        // none.
+        if let Some(&looks) = moment.looks.get(place) {
+            let after = seen.look.wrapping_sub(looks);
+            ensure!(
+                after <= 1,
+                "{name} made {} stale looks after the restore, which came in look {looks}: {seen:?}",
+                after - 1
+            );
+        }
         ensure!(
             (seen.seen, seen.read) == (counter, counter),
             "the counter is {counter}: {seen:?}"
         );
         ensure!(
             seen.reseeds == moment.reseeds + 1,
-            "the kernel was not reseeded, or twice, when {name} knew of the change; before it were {}: {seen:?}",
+            "one reseed has to be done when {name} knows of the change; before it were {}: {seen:?}",
             moment.reseeds
         );
-        // A look that had been counted may have been made before; who sleeps makes
-        // none.
-        if let Some(&looks) = moment.looks.get(place) {
-            let stale = seen.look.wrapping_sub(looks);
-            ensure!(
-                stale <= 1,
-                "{name} made {stale} looks that were stale, from the {looks}th on: {seen:?}"
-            );
-        }
         draws.insert(&seen.random, format!("{name} of clone {counter}"))?;
     }
-    let count = vmforks::count(vm)?;
     ensure!(
-        count == moment.reseeds + 1,
+        reseeds == moment.reseeds + 1,
         "{} reseeds for one restore",
-        count - moment.reseeds
+        reseeds - moment.reseeds
     );
     Ok(())
 }
@@ -334,4 +352,79 @@ pub fn check_nothing(vm: &Vm, moment: &Moment) -> Result<()> {
     ensure!(seen.is_empty(), "somebody saw a change: {seen:?}");
     vmforks::expect_count(vm, moment.reseeds)?;
     no_splat(vm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A guest with one CPU, saved at 42 when it had been reseeded twice.
+    const MOMENT: [u32; 3] = [100, u32::MAX, 7];
+
+    fn moment() -> Moment {
+        Moment {
+            counter: 42,
+            reseeds: 2,
+            looks: MOMENT.into(),
+        }
+    }
+
+    /// What everybody should see of 43.
+    fn right() -> Vec<Seen> {
+        let looks = [101, 0, 7, 0];
+        let lookers = moment().lookers().into_iter().zip(looks).enumerate();
+        let line = |(n, (who, look))| format!("{who} 42 43 43 3 {look} {n:064x}");
+        lookers.map(|seen| line(seen).parse().unwrap()).collect()
+    }
+
+    fn judged(all: &[Seen], reseeds: u32) -> String {
+        let result = judge(all, reseeds, &moment(), 43, &mut Draws::default());
+        result.err().map_or("right".into(), |err| err.to_string())
+    }
+
+    /// What is said if one thing is otherwise.
+    fn if_only(who: usize, change: fn(&mut Seen)) -> String {
+        let mut all = right();
+        change(&mut all[who]);
+        judged(&all, 3)
+    }
+
+    #[test]
+    fn what_is_right_is_right() {
+        assert_eq!(judged(&right(), 3), "right");
+    }
+
+    #[test]
+    fn each_promise_is_looked_at() {
+        for who in 0..4 {
+            assert!(if_only(who, |seen| seen.seen = 42).contains("the counter is 43"));
+            assert!(if_only(who, |seen| seen.read = 42).contains("the counter is 43"));
+            assert!(if_only(who, |seen| seen.reseeds = 2).contains("one reseed"));
+            assert!(if_only(who, |seen| seen.reseeds = 4).contains("one reseed"));
+            assert!(if_only(who, |seen| seen.random.truncate(62)).contains("not 32 bytes"));
+        }
+        assert!(if_only(0, |seen| seen.look = 102).contains("spinner-0 made 1 stale looks"));
+        assert!(if_only(1, |seen| seen.look = 9).contains("reader made 9 stale looks"));
+        assert!(if_only(2, |seen| seen.look = 7 + 500).contains("child made 499 stale looks"));
+        assert!(judged(&right(), 4).contains("2 reseeds"));
+    }
+
+    #[test]
+    fn each_learns_once() {
+        for who in 0..4 {
+            let mut all = right();
+            let seen = all.remove(who);
+            assert!(judged(&all, 3).contains(&format!("{} has to learn", seen.who)));
+            all.extend([seen.clone(), seen]);
+            assert!(judged(&all, 3).contains("has to learn"));
+        }
+    }
+
+    #[test]
+    fn the_same_bytes_in_two_clones_are_noticed() {
+        let mut draws = Draws::default();
+        judge(&right(), 3, &moment(), 43, &mut draws).unwrap();
+        let err = judge(&right(), 3, &moment(), 43, &mut draws).unwrap_err();
+        assert!(err.to_string().contains("drew the same 32 bytes"), "{err}");
+    }
 }
