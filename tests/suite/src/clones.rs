@@ -74,11 +74,13 @@ fn no_look_is_stale_and_no_draw_is_twice(context: &Context) -> Result<()> {
 fn a_counter_that_comes_late_is_noticed(context: &Context) -> Result<()> {
     let mut warm = Warm::boot(context, two_cpus())?;
     let moment = warm.snapshot("s")?;
-    let mut late = warm
+    let late = warm
         .vm
         .clone_unchecked(&"s".parse()?, warm.vm.options()?, None)?;
-    late.set_genctr(FIRST + 1)?;
-    let result = warm::check(&late, &moment, FIRST + 1, &mut Draws::default());
+    let mut late = warm.in_another(late);
+    late.await_looks(&moment)?;
+    late.vm.set_genctr(FIRST + 1)?;
+    let result = warm::check(&late.vm, &moment, FIRST + 1, &mut Draws::default());
     let said = result.map_or_else(|err| format!("{err:#}"), |()| "nothing".into());
     ensure!(said.contains("stale looks"), "what is said of it: {said}");
     Ok(())

@@ -219,6 +219,19 @@ impl Warm {
         Ok(found)
     }
 
+    /// Waits until everybody who does not sleep has looked again since then.
+    pub fn await_looks(&mut self, since: &Moment) -> Result<()> {
+        wait("everybody looks again", || {
+            let now = self.stop()?;
+            self.vm.qmp(&cont {})?;
+            let mut looks = now.looks.iter().zip(&since.looks);
+            // One that had been counted may have been made before.
+            Ok(looks
+                .all(|(now, then)| now.wrapping_sub(*then) > 1)
+                .then_some(()))
+        })
+    }
+
     /// A moment of a guest that goes on, of which no looks are known.
     pub fn moment(&self, counter: u32) -> Result<Moment> {
         Ok(Moment {
