@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+use crate::{
+    Error, Source,
+    map::{Page, Word},
+    vmclock,
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{FileType, Mode, OFlags, fstat, major, open},
+    io::{Errno, pread, read, retry_on_intr, write},
+};
+use std::{
+    fmt,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// What the machine is, between two restores.
+///
+/// Compare it for being the same, and for nothing else: it can grow, wrap, and go down. Another one
+/// means that the machine was restored from a snapshot.
+///
+/// It is 32 bits wide, except that of [`Source::Vmclock`], which has 64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Generation(u64);
+
+impl Generation {
+    /// The number that the source gives; for people to look at.
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// An open source of generations.
+///
+/// [`get`](Self::get) is for the fast path, before anything cached is used. If the generation is
+/// another one, call [`barrier`](Self::barrier), then make anew what was cached. [`Cached`] does all of
+/// that, and `fork` too.
+///
+/// ```no_run
+/// use vmgenid::Counter;
+///
+/// let counter = Counter::open()?;
+/// let mut seeded_at = counter.barrier()?;
+/// # let (seed, draw) = (|| (), || ());
+/// let mut pool = seed();
+/// loop {
+///     let bytes = draw(/* &mut pool */);
+///     if counter.get() == seeded_at {
+///         break bytes;
+///     }
+///     seeded_at = counter.barrier()?;
+///     pool = seed();
+/// }
+/// # ; Ok::<(), vmgenid::Error>(())
+/// ```
+///
+/// # After `fork`
+///
+/// The child has the mapping and the file: all methods work, in both. That there was a fork,
+/// nothing here tells; [`Guard`] does. The two share what [`AsFd`] says of readiness, since it is one
+/// open file: a child with an event loop of its own opens a counter of its own. [`wait`](Self::wait)
+/// does so by itself.
+///
+/// # After an unbind
+///
+/// [`barrier`](Self::barrier) and [`wait`](Self::wait) answer [`Error::Gone`]. [`get`](Self::get) goes
+/// on following the hypervisor; that of [`Source::Sysgenid`] changes once more, and then no longer.
+/// ([`Source::Vmclock`] does not tell.)
+///
+/// [`Cached`]: crate::Cached
+/// [`Guard`]: crate::Guard
+#[derive(Debug)]
+pub struct Counter {
+    source: Source,
+    fd: OwnedFd,
+    page: Arc<Page>,
+    word: Word,
+}
+
+/// The major number of the three devices: `MISC_MAJOR` of `include/uapi/linux/major.h`.
+const MISC: u32 = 10;
+
+impl Counter {
+    /// Opens the best source that this machine has; see [`Source`] for what it promises, and
+    /// [`source`](Self::source) for which one it is.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::NoCounter`]: there is none.
+    /// - [`Error::Open`]: there is one, and it cannot be opened. A worse one is not taken instead.
+    /// - [`Error::NotTheDevice`]: something else has its name.
+    pub fn open() -> Result<Self, Error> {
+        Self::open_first(&Source::ALL.map(|source| (source, Path::new(source.path()))))
+    }
+
+    pub(crate) fn open_first(sources: &[(Source, &Path)]) -> Result<Self, Error> {
+        for (source, path) in sources {
+            match Self::open_path(*source, path) {
+                Err(Error::Open { error, .. }) if is_missing(&error) => {}
+                // Most vmclocks have none.
+                Err(Error::NotTheDevice {
+                    source: Source::Vmclock,
+                    ..
+                }) => {}
+                result => return result,
+            }
+        }
+        Err(Error::NoCounter)
+    }
+
+    /// Opens a device node that is elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Open`], and those of [`from_fd`](Self::from_fd).
+    pub fn open_path(source: Source, path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let open = |flags| open(path, flags | OFlags::CLOEXEC, Mode::empty());
+        let fd = match source {
+            // To acknowledge changes; who may not has to do without.
+            Source::Sysgenid => open(OFlags::RDWR | OFlags::NONBLOCK)
+                .or_else(|_| open(OFlags::RDONLY | OFlags::NONBLOCK)),
+            Source::Vmgenid | Source::Vmclock => open(OFlags::RDONLY),
+        };
+        let fd = fd.map_err(|error| Error::Open {
+            path: path.into(),
+            error: error.into(),
+        })?;
+        Self::from_fd(source, fd)
+    }
+
+    /// Uses a device that somebody else has opened, for example before this process was put into a
+    /// sandbox. It has to be readable.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::NotTheDevice`]: it is something else, or has no counter.
+    /// - [`Error::Gone`]: it was unbound.
+    /// - [`Error::System`]: it could not be mapped.
+    pub fn from_fd(source: Source, fd: OwnedFd) -> Result<Self, Error> {
+        let not_the_device = |why| Err(Error::NotTheDevice { source, why });
+        let stat = fstat(&fd).map_err(Error::system("fstat"))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice {
+            return not_the_device("not a character device");
+        }
+        if major(stat.st_rdev) != MISC {
+            return not_the_device("not a misc device, whose major number is 10");
+        }
+        // Neither reads what is not a counter; before the mapping, which others have, too.
+        let odd = match source {
+            Source::Vmgenid => Some(5),
+            Source::Sysgenid => Some(3),
+            Source::Vmclock => None,
+        };
+        if let Some(odd) = odd {
+            match retry_on_intr(|| read(&fd, &mut [0; 5][..odd])) {
+                Err(Errno::INVAL) => {}
+                Err(Errno::NODEV) => return Err(Error::Gone),
+                Err(Errno::BADF) => return not_the_device("not open for reading"),
+                _ => return not_the_device("it gives more or less than a counter"),
+            }
+        }
+
+        let counter = Self::map(source, fd)?;
+        counter.barrier()?;
+        // The rest of the page is zeros, or else it would never be what the barrier returns.
+        if source != Source::Vmclock && counter.get().number() >> 32 != 0 {
+            return not_the_device("its page has more than a counter");
+        }
+        Ok(counter)
+    }
+
+    /// Maps whatever this is.
+    pub(crate) fn map(source: Source, fd: OwnedFd) -> Result<Self, Error> {
+        let page = Page::map(Some(fd.as_fd())).map_err(|errno| match (source, errno) {
+            (Source::Vmgenid, Errno::NODEV) => Error::Gone,
+            (_, Errno::NODEV) => Error::NotTheDevice {
+                source,
+                why: "it cannot be mapped",
+            },
+            _ => Error::system("mmap")(errno),
+        })?;
+        if source == Source::Vmclock {
+            if let Some(why) = vmclock::missing(&page) {
+                return Err(Error::NotTheDevice { source, why });
+            }
+        }
+        let word = Word::new(page.clone(), source.offset());
+        Ok(Self {
+            source,
+            fd,
+            page,
+            word,
+        })
+    }
+
+    /// Returns which source this is.
+    pub fn source(&self) -> Source {
+        self.source
+    }
+
+    /// Returns the generation: one load, no barrier. It is for being compared with one that
+    /// [`barrier`](Self::barrier) returned; if it is another one, call that.
+    ///
+    /// Where the machine was restored before this was called, it is the new one, if the source
+    /// [is immediate](Source::is_immediate).
+    #[inline(always)]
+    pub fn get(&self) -> Generation {
+        Generation(self.word.load())
+    }
+
+    pub(crate) fn word(&self) -> &Word {
+        &self.word
+    }
+
+    /// Returns the generation; when this returns, the kernel's random number generator has been
+    /// reseeded since the restore that began it, if the source [has a barrier](Source::has_barrier).
+    /// What is drawn from the kernel after this, no other clone has. (If the kernel's generator is not
+    /// initialised yet, drawing from it waits for that.)
+    ///
+    /// Note the generation before what is drawn: a restore that comes in between is a change then.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::Gone`]: the device was unbound; there is no barrier.
+    /// - [`Error::NotTheDevice`]: it answers as none of them would.
+    /// - [`Error::Busy`]: of [`Source::Vmclock`] only.
+    pub fn barrier(&self) -> Result<Generation, Error> {
+        let number = match self.source {
+            Source::Vmgenid => u64::from(self.read()?),
+            Source::Vmclock => vmclock::load(&self.page)?,
+            Source::Sysgenid => {
+                // Our driver reseeds the kernel in poll, if that is due, and counts it.
+                if let Polled::Hangup = poll_in(&self.fd, Some(Duration::ZERO))? {
+                    return Err(Error::Gone);
+                }
+                let number = self.page.u32(0);
+                // For who polls the file. Not being able to is no error, nor is being too late:
+                // then it stays readable.
+                let _ = write(&self.fd, &number.to_ne_bytes());
+                u64::from(number)
+            }
+        };
+        Ok(Generation(number))
+    }
+
+    fn read(&self) -> Result<u32, Error> {
+        let mut number = [0; 4];
+        match retry_on_intr(|| read(&self.fd, &mut number)) {
+            Ok(4) => Ok(u32::from_ne_bytes(number)),
+            Ok(_) => Err(Error::NotTheDevice {
+                source: self.source,
+                why: "a read of 4 bytes gives less",
+            }),
+            Err(Errno::NODEV) => Err(Error::Gone),
+            Err(errno) => Err(Error::system("read")(errno)),
+        }
+    }
+
+    /// Waits until the generation is another one than `since`, but no longer than `timeout`, and
+    /// returns it, after the barrier. `None`: it is still the same.
+    ///
+    /// Many threads can wait for one counter, and others use it meanwhile: each call opens the
+    /// device anew, by way of `/proc`.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::Gone`]: the device was unbound, maybe while this waited.
+    /// - [`Error::CannotWait`]: the source does not tell, or there is no `/proc`.
+    /// - Those of [`barrier`](Self::barrier).
+    pub fn wait(
+        &self,
+        since: Generation,
+        timeout: Option<Duration>,
+    ) -> Result<Option<Generation>, Error> {
+        // What does not fit is for ever.
+        let end = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            // An open file tells of what changes after it was opened, or last read or written.
+            // Others would do that behind our back if it were not our own.
+            let own = self.reopen()?;
+            if self.get() != since {
+                return self.barrier().map(Some);
+            }
+            if self.source == Source::Vmclock {
+                // It tells of all changes of its page, from the last read on; the first is to come.
+                match retry_on_intr(|| pread(&own, &mut [0; 8], vmclock::COUNTER as u64)) {
+                    Ok(8) if self.get() == since => {}
+                    Ok(8) => continue,
+                    Ok(_) => {
+                        return Err(Error::NotTheDevice {
+                            source: self.source,
+                            why: "its page cannot be read",
+                        });
+                    }
+                    Err(errno) => return Err(Error::system("pread")(errno)),
+                }
+            }
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            match poll_in(&own, left)? {
+                Polled::Timeout => return Ok(None),
+                Polled::Changed => {}
+                Polled::Hangup => {
+                    return Err(match self.source {
+                        Source::Vmclock => Error::CannotWait {
+                            why: "this hypervisor's vmclock sends no notifications",
+                        },
+                        Source::Vmgenid | Source::Sysgenid => Error::Gone,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Opens the device once more.
+    fn reopen(&self) -> Result<OwnedFd, Error> {
+        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        open(&path, flags, Mode::empty()).map_err(|errno| match errno {
+            Errno::NODEV | Errno::NXIO => Error::Gone,
+            Errno::NOENT => Error::CannotWait {
+                why: "/proc is not mounted",
+            },
+            _ => Error::Open {
+                path: path.into(),
+                error: errno.into(),
+            },
+        })
+    }
+}
+
+/// The device itself, to be polled. It is readable when the generation is another one than at the
+/// last [`barrier`](Counter::barrier), at first than when it was opened.
+///
+/// That does not end by itself: call [`barrier`](Counter::barrier). Whoever else calls that on this
+/// counter ends it, too, as a [`Guard`](crate::Guard) does: an event loop has a counter of its own. With [`Source::Sysgenid`], that
+/// helps only who may write to the device, as root may: others poll edge-triggered. With
+/// [`Source::Vmclock`] it tells of changes of the clock too, until it is read.
+impl AsFd for Counter {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Whether there is no such device, rather than that it cannot be opened.
+fn is_missing(error: &std::io::Error) -> bool {
+    let missing = [Errno::NOENT, Errno::NXIO, Errno::NODEV];
+    missing
+        .map(Errno::raw_os_error)
+        .map(Some)
+        .contains(&error.raw_os_error())
+}
+
+enum Polled {
+    Timeout,
+    Changed,
+    Hangup,
+}
+
+fn poll_in(fd: &OwnedFd, timeout: Option<Duration>) -> Result<Polled, Error> {
+    // What does not fit is for ever.
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    match poll(&mut fds, timeout.as_ref()) {
+        Ok(0) => Ok(Polled::Timeout),
+        Ok(_) if fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) => Ok(Polled::Hangup),
+        // A signal: look again, with what is left of the time.
+        Ok(_) | Err(Errno::INTR) => Ok(Polled::Changed),
+        Err(errno) => Err(Error::system("poll")(errno)),
+    }
+}
