@@ -29,6 +29,7 @@ use kernel::{
 };
 
 mod driver {
+    pub(crate) mod binding;
     pub(crate) mod counter;
     pub(crate) mod firmware;
     pub(crate) mod generation_id;
@@ -37,12 +38,14 @@ mod driver {
         pub(crate) mod memremap;
         pub(crate) mod miscdevice;
         pub(crate) mod mm;
+        pub(crate) mod page;
         pub(crate) mod random;
         pub(crate) mod rwonce;
         pub(crate) mod static_mutex;
     }
     pub(crate) mod known;
     pub(crate) mod node;
+    pub(crate) mod sysgenid;
 }
 
 use driver::{
@@ -64,18 +67,29 @@ use driver::{
         Known, //
     },
     node::{
-        Claim,
+        self,
         Node, //
+    },
+    sysgenid::{
+        self,
+        Sysgenid, //
     }, //
 };
 
-/// A bound device. It has a node if it has a counter.
+/// `/dev/vmgenid`.
+type CounterNode = Node<node::Operations, Counter>;
+
+/// `/dev/sysgenid`.
+type SysgenidNode = Node<sysgenid::Operations, Sysgenid>;
+
+/// A bound device. It has a node if it has a counter, and another one if that was asked for.
 ///
-/// At unbind, the driver core drops this first, and with it the node. Then devres removes the
+/// At unbind, the driver core drops this first, and with it the nodes. Then devres removes the
 /// notify handler, and waits for running ones: no notification comes after that. The generation ID
 /// stays in [`Known`] until the module is unloaded, which open files and mappings prevent.
 struct VmGenId {
-    _node: Option<Pin<KBox<Node>>>,
+    _node: Option<Pin<KBox<CounterNode>>>,
+    _sysgenid: Option<Pin<KBox<SysgenidNode>>>,
 }
 
 kernel::acpi_device_table!(
@@ -106,9 +120,13 @@ impl platform::Driver for VmGenId {
         id.apply_reseed_rule();
 
         // Whatever is wrong with the counter: the kernel is reseeded all the same.
+        let sysgenid = Self::sysgenid(dev, &id);
         let node = Self::counter_page(dev, firmware).and_then(|page| Self::node(dev, id, page));
 
-        Ok(Self { _node: node })
+        Ok(Self {
+            _node: node,
+            _sysgenid: sysgenid,
+        })
     }
 }
 
@@ -126,7 +144,7 @@ impl VmGenId {
         };
 
         let wrong = match range {
-            Ok(range) => match known::id(&range)? {
+            Ok(range) => match known::id(&range, module_parameters::sysgenid.value())? {
                 Some(id) => return Ok(id),
                 // An ID is for the kernel alone.
                 None => "is in the page of a generation counter",
@@ -166,8 +184,8 @@ impl VmGenId {
         dev: &Device<Bound>,
         id: Arc<GenerationId>,
         page: ReservedPage,
-    ) -> Option<Pin<KBox<Node>>> {
-        let Some(claim) = Claim::take() else {
+    ) -> Option<Pin<KBox<CounterNode>>> {
+        let Some(claim) = node::VMGENID.claim() else {
             dev_warn!(dev, "another device has /dev/vmgenid: reseeding only\n");
             return None;
         };
@@ -177,6 +195,26 @@ impl VmGenId {
             .inspect_err(|err| {
                 dev_warn!(dev, "no /dev/vmgenid ({:?}): reseeding only\n", err);
             })
+            .ok()
+    }
+
+    /// Makes the node that counts reseeds, if they are counted.
+    fn sysgenid(dev: &Device<Bound>, id: &Arc<GenerationId>) -> Option<Pin<KBox<SysgenidNode>>> {
+        let reseeds = id.reseeds()?;
+        let Some(claim) = node::SYSGENID.claim() else {
+            dev_warn!(dev, "another device has /dev/sysgenid\n");
+            return None;
+        };
+
+        Sysgenid::new(id.clone(), reseeds.clone())
+            .and_then(|sysgenid| KBox::pin_init(Node::new(claim, sysgenid), GFP_KERNEL))
+            .inspect(|_| {
+                dev_info!(
+                    dev,
+                    "/dev/sysgenid changes after the kernel's reseed; until then clones repeat\n"
+                );
+            })
+            .inspect_err(|err| dev_warn!(dev, "no /dev/sysgenid ({:?})\n", err))
             .ok()
     }
 }
@@ -207,4 +245,10 @@ module! {
     authors: ["The vmgenid authors"],
     description: "Virtual Machine Generation ID and generation counter",
     license: "GPL v2",
+    params: {
+        sysgenid: bool {
+            default: false,
+            description: "Make /dev/sysgenid, which counts reseeds (default: no)",
+        },
+    },
 }

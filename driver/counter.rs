@@ -3,6 +3,7 @@
 //! The generation counter, and why reading it is a barrier.
 
 use super::{
+    binding::Unbind,
     generation_id::GenerationId,
     kernel::{
         memremap::{
@@ -126,23 +127,12 @@ fn counter_first<T>(counter: impl FnOnce() -> u32, id: impl FnOnce() -> T) -> (u
     (value, id())
 }
 
-/// That a counter's device is bound. When this is dropped it no longer is: open files answer
-/// `ENODEV` from then on, and who sleeps in `poll` wakes to see that.
-pub(crate) struct Binding(Arc<Counter>);
-
-impl Binding {
-    /// Says that the device of `counter` is bound.
-    pub(crate) fn new(counter: Arc<Counter>) -> Self {
-        Self(counter)
-    }
-}
-
-impl Drop for Binding {
-    fn drop(&mut self) {
-        self.0.bound.store(false, Relaxed);
+impl Unbind for Counter {
+    fn unbind(&self) {
+        self.bound.store(false, Relaxed);
         // Takes the lock of the wait queue: who was put into it before is woken; who comes later
         // sees that the device is not bound.
-        self.0.changed().notify_all();
+        self.changed().notify_all();
     }
 }
 

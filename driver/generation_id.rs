@@ -5,17 +5,20 @@
 //! The ID is 128 bits of guest memory that the hypervisor fills anew for each clone. It is secret:
 //! nothing here logs it or hands it out, but to the kernel's random number generator.
 
-use super::kernel::{
-    acpi,
-    memremap::{
-        Mapping,
-        Range, //
+use super::{
+    kernel::{
+        acpi,
+        memremap::{
+            Mapping,
+            Range, //
+        },
+        random,
+        rwonce::{
+            read_barrier,
+            ReadOnce, //
+        }, //
     },
-    random,
-    rwonce::{
-        read_barrier,
-        ReadOnce, //
-    }, //
+    sysgenid::Reseeds, //
 };
 use kernel::{
     new_poll_condvar,
@@ -106,16 +109,20 @@ pub(crate) struct GenerationId {
 
     #[pin]
     notified: PollCondVar,
+
+    /// If they are counted.
+    reseeds: Option<Arc<Reseeds>>,
 }
 
 impl GenerationId {
     /// Maps the ID in `range`, and adds it to the random number generator as device randomness.
+    /// `reseeds`: where to count the reseeds with this ID.
     ///
     /// # Errors
     ///
     /// - `EINVAL`: `range` is not 8-byte aligned.
     /// - `ENOMEM`: there is no memory, or no room for the mapping.
-    pub(crate) fn new(range: Range) -> Result<Arc<Self>> {
+    pub(crate) fn new(range: Range, reseeds: Option<Arc<Reseeds>>) -> Result<Arc<Self>> {
         let memory = Mapping::<[Atomic<u64>; 2]>::new(&range)?;
         let first = memory.each_ref().map(|word| word.load(Relaxed));
         random::add_device_randomness(first.as_bytes());
@@ -126,6 +133,7 @@ impl GenerationId {
                 memory,
                 rule <- ReseedRule::new(first),
                 notified <- new_poll_condvar!("GenerationId::notified"),
+                reseeds,
             }),
             GFP_KERNEL,
         )
@@ -164,8 +172,18 @@ impl GenerationId {
     fn reseed(&self) {
         self.rule.reseed(
             || self.look(),
-            |id| random::add_vmfork_randomness(id.as_bytes()),
+            |id| {
+                random::add_vmfork_randomness(id.as_bytes());
+                if let Some(reseeds) = &self.reseeds {
+                    reseeds.count();
+                }
+            },
         );
+    }
+
+    /// Returns where the reseeds with this ID are counted, if they are.
+    pub(crate) fn reseeds(&self) -> Option<&Arc<Reseeds>> {
+        self.reseeds.as_ref()
     }
 
     /// Returns where to wait for a notification. It has been acted upon when the waiters wake.

@@ -13,7 +13,8 @@ use super::{
             ReservedPage, //
         },
         static_mutex::StaticMutex, //
-    }, //
+    },
+    sysgenid::Reseeds, //
 };
 use kernel::{
     prelude::*,
@@ -61,12 +62,12 @@ impl Drop for Known {
 }
 
 /// Returns the ID that lies in `range`, with the last value seen there. `None`: it would lie in a
-/// page that processes can map.
+/// page that processes can map. `counted`: whether the reseeds with a new one are counted.
 ///
 /// # Errors
 ///
-/// Those of [`GenerationId::new`].
-pub(crate) fn id(range: &Range) -> Result<Option<Arc<GenerationId>>> {
+/// Those of [`GenerationId::new`] and [`Reseeds::new`].
+pub(crate) fn id(range: &Range, counted: bool) -> Result<Option<Arc<GenerationId>>> {
     let mut known = LISTS.lock();
 
     if known.pages.iter().any(|page| page.range().overlaps(range)) {
@@ -80,7 +81,8 @@ pub(crate) fn id(range: &Range) -> Result<Option<Arc<GenerationId>>> {
         return Ok(Some(id.clone()));
     }
 
-    let id = GenerationId::new(*range)?;
+    let reseeds = if counted { Some(Reseeds::new()?) } else { None };
+    let id = GenerationId::new(*range, reseeds)?;
     known.ids.push(id.clone(), GFP_KERNEL)?;
     Ok(Some(id))
 }

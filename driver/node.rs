@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The device node, `/dev/vmgenid`.
+//! The device nodes, and the files of `/dev/vmgenid`.
 
 use super::{
-    counter::{
+    binding::{
         Binding,
-        Counter, //
+        Unbind, //
     },
+    counter::Counter,
     kernel::{
         miscdevice::{
             FileOperations,
@@ -35,58 +36,75 @@ use kernel::{
     uaccess::UserSliceWriter, //
 };
 
-/// The name of the node below `/dev`.
-pub(crate) const NAME: &CStr = c"vmgenid";
+/// The name of a node below `/dev`, which one device can have.
+pub(crate) struct Name {
+    name: &'static CStr,
+    /// Whether a [`Claim`] exists.
+    claimed: Atomic<bool>,
+}
 
-/// Whether a [`Claim`] exists.
-static CLAIMED: Atomic<bool> = Atomic::new(false);
+/// `/dev/vmgenid`.
+pub(crate) static VMGENID: Name = Name::new(c"vmgenid");
 
-/// The right to have the node.
+/// `/dev/sysgenid`.
+pub(crate) static SYSGENID: Name = Name::new(c"sysgenid");
+
+impl Name {
+    const fn new(name: &'static CStr) -> Self {
+        Self {
+            name,
+            claimed: Atomic::new(false),
+        }
+    }
+
+    /// Claims the name. `None`: it belongs to another device.
+    pub(crate) fn claim(&'static self) -> Option<Claim> {
+        // INVARIANT: Only one caller turns `false` to `true`, until a claim is dropped.
+        self.claimed
+            .cmpxchg(false, true, Full)
+            .ok()
+            .map(|_| Claim(self))
+    }
+}
+
+/// The right to have a node of this name.
 ///
 /// # Invariants
 ///
-/// At most one exists at a time.
-pub(crate) struct Claim(());
-
-impl Claim {
-    /// Claims the node. `None`: it belongs to another device.
-    pub(crate) fn take() -> Option<Self> {
-        // INVARIANT: Only one caller turns `false` to `true`, until a claim is dropped.
-        CLAIMED.cmpxchg(false, true, Full).ok().map(|_| Self(()))
-    }
-}
+/// At most one exists at a time for each name.
+pub(crate) struct Claim(&'static Name);
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        CLAIMED.store(false, Release);
+        self.0.claimed.store(false, Release);
     }
 }
 
-/// The registered node.
+/// A registered node.
 ///
 /// The order of the fields is that of the teardown. The node goes, so that nobody opens it any
 /// more: `misc_deregister()` waits for whoever is in `open` just now. Then open files answer
 /// `ENODEV`, and who sleeps in `poll` is woken to be told. Then the name is free for another device.
-/// What the files use, the [`Counter`], stays until the last one is closed; a call that began
+/// What the files use stays until the last one is closed; a call that began
 /// before may still be under way, and ends as it would have.
 #[pin_data]
-pub(crate) struct Node {
+pub(crate) struct Node<T: FileOperations<Data = Arc<D>>, D: Unbind + Send + Sync> {
     #[pin]
-    _registration: Registration<Operations>,
-    _binding: Binding,
+    _registration: Registration<T>,
+    _binding: Binding<D>,
     _claim: Claim,
 }
 
-impl Node {
-    /// Makes the node for `counter`.
+impl<T: FileOperations<Data = Arc<D>>, D: Unbind + Send + Sync> Node<T, D> {
+    /// Makes the node for what its files use.
     ///
     /// # Errors
     ///
     /// `ENOMEM`; those of `misc_register()`.
-    pub(crate) fn new(claim: Claim, counter: Arc<Counter>) -> impl PinInit<Self, Error> {
+    pub(crate) fn new(claim: Claim, data: Arc<D>) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            _registration <- Registration::new(NAME, counter.clone()),
-            _binding: Binding::new(counter),
+            _registration <- Registration::new(claim.0.name, data.clone()),
+            _binding: Binding::new(data),
             _claim: claim,
         })
     }
@@ -148,7 +166,7 @@ impl LastRead {
 }
 
 /// An open file.
-struct OpenFile {
+pub(crate) struct OpenFile {
     counter: Arc<Counter>,
     last: LastRead,
 }
@@ -160,8 +178,8 @@ impl OpenFile {
     }
 }
 
-/// What the node's files do. See `Documentation/vmgenid.rst` for what each call promises.
-struct Operations;
+/// What the files of `/dev/vmgenid` do. See `Documentation/vmgenid.rst` for what each call promises.
+pub(crate) struct Operations;
 
 impl FileOperations for Operations {
     type Data = Arc<Counter>;
@@ -175,7 +193,7 @@ impl FileOperations for Operations {
         Ok(KBox::new(OpenFile::new(counter.clone()), GFP_KERNEL)?)
     }
 
-    fn read(file: &OpenFile, mut buf: UserSliceWriter, pos: i64) -> Result<usize> {
+    fn read(file: &OpenFile, _nonblock: bool, mut buf: UserSliceWriter, pos: i64) -> Result<usize> {
         if !check_read(buf.len(), pos)? {
             return Ok(0);
         }
@@ -282,10 +300,10 @@ mod tests {
     #[test]
     fn one_has_the_node() {
         // This or, where there is one, a device that the very same module is bound to.
-        let claim = Claim::take();
-        assert!(Claim::take().is_none());
+        let claim = VMGENID.claim();
+        assert!(VMGENID.claim().is_none());
         let ours = claim.is_some();
         drop(claim);
-        assert_eq!(Claim::take().is_some(), ours);
+        assert_eq!(VMGENID.claim().is_some(), ours);
     }
 }

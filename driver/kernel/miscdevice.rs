@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What [`kernel::miscdevice`] lacks: data of the registration, a mode, `poll`, plain `read`,
-//! `llseek`, reads that do not wait.
+//! What [`kernel::miscdevice`] lacks: data of the registration, a mode, `poll`, plain `read` and
+//! `write`, `llseek`, reads that do not wait.
 //!
 //! This stands on the kernel crate's own abstraction: [`Adapter`] is its `MiscDevice`, whose
 //! `file_operations` are taken over and added to. In the kernel crate, the methods of
@@ -21,6 +21,7 @@ use kernel::{
         c_int, //
     },
     fs::{
+        file::flags::O_NONBLOCK,
         File,
         Kiocb, //
     },
@@ -46,6 +47,7 @@ use kernel::{
     uaccess::{
         UserPtr,
         UserSlice,
+        UserSliceReader,
         UserSliceWriter, //
     },
 };
@@ -89,12 +91,22 @@ impl Waiter<'_> {
 pub(crate) trait KiocbExt {
     /// Returns whether the call must not wait: `EAGAIN` is the answer if it would have to.
     fn nowait(&self) -> bool;
+
+    /// Returns whether the file was opened, or set, not to wait: `O_NONBLOCK`.
+    fn nonblock(&self) -> bool;
 }
 
 impl<T: ForeignOwnable> KiocbExt for Kiocb<'_, T> {
     fn nowait(&self) -> bool {
         // SAFETY: By the type invariants the `struct kiocb` is valid; its flags belong to the call.
         unsafe { (*self.as_raw()).ki_flags & IOCB_NOWAIT != 0 }
+    }
+
+    fn nonblock(&self) -> bool {
+        // SAFETY: By the type invariants the `struct kiocb` is valid, and has a file that is.
+        // `fcntl(2)` may change its flags; this is one load of a word.
+        let flags = unsafe { (&raw const (*(*self.as_raw()).ki_filp).f_flags).read_volatile() };
+        flags & O_NONBLOCK != 0
     }
 }
 
@@ -115,10 +127,19 @@ pub(crate) trait FileOperations: Sized + Send + Sync + 'static {
     /// Called when the device is opened.
     fn open(data: &Self::Data) -> Result<Self::Ptr>;
 
+    /// Whether there is a [`FileOperations::write`]; without, the VFS answers `EINVAL`.
+    const WRITE: bool = false;
+
     /// Handler for `read(2)` and `pread(2)`: reads into `buf` from the position `pos`.
     ///
-    /// It is what [`FileOperations::read_iter`] does, without the cost of an IO vector.
-    fn read(file: Borrowed<'_, Self>, buf: UserSliceWriter, pos: i64) -> Result<usize>;
+    /// It is what [`FileOperations::read_iter`] does, without the cost of an IO vector. `nonblock`:
+    /// the file is not to be waited for.
+    fn read(
+        file: Borrowed<'_, Self>,
+        nonblock: bool,
+        buf: UserSliceWriter,
+        pos: i64,
+    ) -> Result<usize>;
 
     /// The same, where little is to be done. `None`: [`FileOperations::read`] has to do it; the
     /// buffer is untouched.
@@ -139,6 +160,11 @@ pub(crate) trait FileOperations: Sized + Send + Sync + 'static {
     /// Where [`KiocbExt::nowait`] says so it does not wait, but answers `EAGAIN`. io_uring then
     /// polls the file, and tries again when that is ready.
     fn read_iter(kiocb: Kiocb<'_, Self::Ptr>, iov: &mut IovIterDest<'_>) -> Result<usize>;
+
+    /// Handler for `write(2)` and its relatives: writes what `buf` has, wherever.
+    fn write(_file: Borrowed<'_, Self>, _buf: UserSliceReader) -> Result<usize> {
+        Err(EINVAL)
+    }
 
     /// Handler for `poll(2)`, `select(2)`, `epoll_wait(2)`: says what to wait for, and then what the
     /// file is ready for at once.
@@ -187,6 +213,7 @@ impl<T: FileOperations> Adapter<T> {
     /// The kernel crate's operations, and what they lack.
     const FOPS: bindings::file_operations = bindings::file_operations {
         read: Some(Self::read),
+        write: if T::WRITE { Some(Self::write) } else { None },
         poll: Some(Self::poll),
         llseek: Some(bindings::noop_llseek),
         // SAFETY: The pointer is to a constant.
@@ -250,12 +277,33 @@ impl<T: FileOperations> Adapter<T> {
         len: usize,
         ppos: *mut bindings::loff_t,
     ) -> isize {
+        // SAFETY: The file is valid; `fcntl(2)` may change its flags, and this is one load of a word.
+        let flags = unsafe { (&raw const (*file).f_flags).read_volatile() };
         // SAFETY: The read call of a file can access the private data, and borrow from it.
-        let file = unsafe { T::Ptr::borrow((*file).private_data) };
+        let private = unsafe { T::Ptr::borrow((*file).private_data) };
         let buf = UserSlice::new(UserPtr::from_ptr(buf.cast()), len).writer();
 
         // SAFETY: The position is valid by the safety requirements.
-        match T::read(file, buf, unsafe { *ppos }) {
+        match T::read(private, flags & O_NONBLOCK != 0, buf, unsafe { *ppos }) {
+            Ok(len) => len as isize,
+            Err(err) => errno(err),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `file` must be a valid file of a registered `Adapter<T>`.
+    unsafe extern "C" fn write(
+        file: *mut bindings::file,
+        buf: *const c_char,
+        len: usize,
+        _ppos: *mut bindings::loff_t,
+    ) -> isize {
+        // SAFETY: The write call of a file can access the private data, and borrow from it.
+        let private = unsafe { T::Ptr::borrow((*file).private_data) };
+        let buf = UserSlice::new(UserPtr::from_ptr(buf.cast_mut().cast()), len).reader();
+
+        match T::write(private, buf) {
             Ok(len) => len as isize,
             Err(err) => errno(err),
         }

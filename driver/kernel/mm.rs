@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What [`VmaNew`] lacks: mapping memory without a `struct page`.
+//! What [`VmaNew`] lacks: mappings that are read-only for good, also of memory without a `struct
+//! page`.
 //!
 //! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
 
-use super::memremap::ReservedPage;
+use super::{
+    memremap::ReservedPage,
+    page::SharedPage, //
+};
 use kernel::{
     bindings,
     error::to_result,
@@ -35,23 +39,32 @@ pub(crate) trait VmaNewExt {
     ///
     /// And those of `remap_pfn_range()`.
     fn map_readonly(&self, page: &ReservedPage) -> Result;
+
+    /// Maps a page of the kernel's own in the same way, with the same errors. The mapping keeps the
+    /// page.
+    fn map_shared_readonly(&self, page: &SharedPage) -> Result;
+}
+
+/// Checks an area for one page, and makes it read-only for good.
+fn make_readonly(vma: &VmaNew) -> Result {
+    // SAFETY: By the type invariants the area is valid, and not shared yet.
+    let offset = unsafe { (*vma.as_ptr()).vm_pgoff };
+    if offset != 0 || vma.end() - vma.start() != PAGE_SIZE {
+        return Err(EINVAL);
+    }
+    if vma.writable() || vma.executable() {
+        return Err(EPERM);
+    }
+    if vma.flags() & (flags::PFNMAP | flags::MIXEDMAP) != 0 {
+        return Err(EBUSY);
+    }
+    vma.try_clear_maywrite()?;
+    vma.try_clear_mayexec()
 }
 
 impl VmaNewExt for VmaNew {
     fn map_readonly(&self, page: &ReservedPage) -> Result {
-        // SAFETY: By the type invariants the area is valid, and not shared yet.
-        let offset = unsafe { (*self.as_ptr()).vm_pgoff };
-        if offset != 0 || self.end() - self.start() != PAGE_SIZE {
-            return Err(EINVAL);
-        }
-        if self.writable() || self.executable() {
-            return Err(EPERM);
-        }
-        if self.flags() & (flags::PFNMAP | flags::MIXEDMAP) != 0 {
-            return Err(EBUSY);
-        }
-        self.try_clear_maywrite()?;
-        self.try_clear_mayexec()?;
+        make_readonly(self)?;
 
         // SAFETY: The area is undergoing initialization, has the page's size, and nothing is mapped
         // there yet: what can be, sets one of the two flags. By its invariants, the page is not
@@ -59,5 +72,13 @@ impl VmaNewExt for VmaNew {
         to_result(unsafe {
             bindings::vm_iomap_memory(self.as_ptr(), page.range().start(), PAGE_SIZE)
         })
+    }
+
+    fn map_shared_readonly(&self, page: &SharedPage) -> Result {
+        make_readonly(self)?;
+        self.set_dontexpand();
+        self.set_dontdump();
+        self.set_mixedmap()
+            .vm_insert_page(self.start(), page.page())
     }
 }
