@@ -6,6 +6,7 @@
 mod contend;
 mod cost;
 mod faults;
+mod library;
 mod lifecycle;
 mod machine;
 mod poll;
@@ -14,6 +15,7 @@ mod spin;
 mod steps;
 mod stress;
 mod sys;
+mod sysgenid;
 mod wait;
 mod warm;
 
@@ -36,6 +38,9 @@ enum Program {
         /// Those for which the host has to change the counter
         #[arg(long)]
         changes: bool,
+        /// Those of /dev/sysgenid, for which it has to, too
+        #[arg(long, conflicts_with = "changes")]
+        sysgenid: bool,
     },
     /// Test one promise
     Promise { name: String },
@@ -49,6 +54,8 @@ enum Program {
     Draws(warm::Draws),
     /// Sleep until the counter changes, and write down what happens then
     Wait(wait::Args),
+    /// Draw from generators of the crate without end, and write down what they gave
+    Stream(library::Stream),
     /// Unbind and bind, unload and load, while many processes use the node
     Stress(stress::Args),
     /// One of those processes
@@ -87,11 +94,11 @@ fn main() -> ExitCode {
     let result = match Program::parse() {
         Program::Counter => counter(),
         Program::Peek => peek(),
-        Program::List { changes } => {
-            let list = if changes {
-                promises::CHANGES
-            } else {
-                promises::ALL
+        Program::List { changes, sysgenid } => {
+            let list = match (changes, sysgenid) {
+                (true, _) => promises::CHANGES,
+                (_, true) => promises::SYSGENID,
+                _ => promises::ALL,
             };
             for (name, _) in list {
                 println!("{name}");
@@ -103,6 +110,7 @@ fn main() -> ExitCode {
         Program::Warm(args) => warm::run(&args),
         Program::Draws(args) => warm::draws(&args),
         Program::Wait(args) => wait::run(args),
+        Program::Stream(args) => library::stream(&args),
         Program::Stress(args) => stress::run(args),
         Program::Busy(args) => stress::busy(args),
         Program::Readers { threads } => spin::readers(threads),

@@ -5,10 +5,11 @@
 //! does not change meanwhile.
 
 use crate::{
-    NODE, lifecycle,
+    NODE, library, lifecycle,
     machine::{self, Device},
     poll,
     sys::{self, Map, page},
+    sysgenid,
     wait::{Said, expect},
 };
 use anyhow::{Context, anyhow, bail, ensure};
@@ -59,6 +60,13 @@ promises! { ALL:
     ioctl_is_enotty
     the_module_stays_while_a_file_or_mapping_is_open
     an_unbound_device_answers_enodev;
+    library {
+        the_best_source_is_taken
+        who_waits_in_vain_is_told
+        no_permission_is_said
+        another_device_is_refused
+        without_the_device_there_is_no_counter
+    }
     poll {
         nothing_is_readable_until_the_counter_changes
         who_waits_for_nothing_waits
@@ -71,6 +79,14 @@ promises! { ALL:
 // Promises of what happens when the counter changes. It is the host that
 // changes it, when it is asked to on standard output.
 promises! { CHANGES:;
+    library {
+        a_change_is_seen_and_the_barrier_reseeds
+        who_waits_is_woken
+        a_signal_does_not_end_a_wait
+        an_event_loop_is_told
+        after_an_unbind_it_is_gone
+        a_child_draws_its_own
+    }
     poll {
         a_change_is_readable_until_it_is_read
         every_way_to_read_takes_note
@@ -98,10 +114,31 @@ promises! { CHANGES:;
     }
 }
 
+// Promises of the other node, where the module was loaded with sysgenid=1.
+promises! { SYSGENID:;
+    sysgenid {
+        the_node_is_a_misc_device_that_everybody_can_read
+        a_read_waits_for_what_is_new
+        only_what_is_so_can_be_acknowledged
+        the_page_is_mapped_read_only
+        the_watcher_ioctls_are_missing
+        the_page_changes_after_the_reseed
+        a_change_is_new_until_it_is_acknowledged
+        a_reader_is_woken
+        a_signal_ends_a_read
+        each_file_has_its_own_acknowledgement
+        the_library_uses_it
+        an_unbound_device_answers_enodev
+        a_mapping_follows_after_a_rebind
+        the_module_stays_while_it_is_mapped
+    }
+}
+
 pub fn run(name: &str) -> anyhow::Result<()> {
     let (_, promise) = ALL
         .iter()
         .chain(CHANGES)
+        .chain(SYSGENID)
         .find(|(each, _)| *each == name)
         .with_context(|| format!("no such promise: {name}"))?;
     promise()

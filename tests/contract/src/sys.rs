@@ -179,10 +179,22 @@ pub fn readv_at_addresses(file: &OwnedFd, parts: &[(usize, usize)]) -> Result<us
     answer(unsafe { libc::readv(file.as_raw_fd(), parts.as_ptr(), parts.len() as i32) })
 }
 
+/// `write(2)` from any address.
+pub fn write_at_address(file: &OwnedFd, address: usize, len: usize) -> Result<usize> {
+    // SAFETY: As in `read_at_address`; the kernel only reads.
+    answer(unsafe { libc::write(file.as_raw_fd(), address as *const c_void, len) })
+}
+
 /// `ioctl(2)` with a number that nobody has.
 pub fn unknown_ioctl(file: &OwnedFd) -> Result<()> {
+    ioctl(file, 0x7fff_0000, 0)
+}
+
+/// `ioctl(2)` with an argument that is a small number.
+pub fn ioctl(file: &OwnedFd, request: u32, argument: u8) -> Result<()> {
     // SAFETY: The argument is not a pointer that a driver could follow.
-    answer(unsafe { libc::ioctl(file.as_raw_fd(), 0x7fff_0000, 0) } as isize).map(drop)
+    answer(unsafe { libc::ioctl(file.as_raw_fd(), request.into(), u64::from(argument)) } as isize)
+        .map(drop)
 }
 
 /// Runs `child` in a forked process, which goes on by itself.
@@ -199,16 +211,31 @@ pub fn fork(child: impl FnOnce() -> bool) -> Result<Pid> {
     }
 }
 
+/// Has a signal interrupt what waits, without being restarted, and do nothing else.
+pub fn let_interrupt(signal: Signal) -> Result<()> {
+    extern "C" fn nothing(_: i32) {}
+    // SAFETY: All zeros is a valid `sigaction`: no flags, an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = nothing as *const () as usize;
+    // SAFETY: The action is valid, and its handler does nothing.
+    answer(unsafe { libc::sigaction(signal.as_raw(), &action, ptr::null_mut()) } as isize).map(drop)
+}
+
 /// Ends a child.
 pub fn end(pid: Pid) -> Result<()> {
     kill_process(pid, Signal::KILL)?;
     waitpid(Some(pid), WaitOptions::empty()).map(drop)
 }
 
+/// Waits for a child to end, and returns whether it said yes.
+pub fn ended(pid: Pid) -> Result<bool> {
+    let ended = waitpid(Some(pid), WaitOptions::empty())?;
+    Ok(ended.is_some_and(|(_, status)| status.exit_status() == Some(0)))
+}
+
 /// Runs `child` in a forked process and returns whether it said yes.
 pub fn forked(child: impl FnOnce() -> bool) -> Result<bool> {
-    let ended = waitpid(Some(fork(child)?), WaitOptions::empty())?;
-    Ok(ended.is_some_and(|(_, status)| status.exit_status() == Some(0)))
+    ended(fork(child)?)
 }
 
 /// `select(2)`: whether the file is in the sets to read, to write, and of

@@ -137,11 +137,21 @@ impl Borrow<Vm> for Guest {
     }
 }
 
+/// The module is there, and not loaded yet.
+fn without_module(options: Options) -> Options {
+    Options {
+        no_module: true,
+        ..options
+    }
+}
+
 /// The tests of one subject share a guest.
 pub fn trials() -> Result<Vec<Trial>> {
+    // Where the other node was asked for.
+    let with_sysgenid = Shared::new()?;
     let mut guests = BTreeMap::<String, Arc<Shared<Guest>>>::new();
     let mut trials = Vec::new();
-    for name in promises::list(&Context::new()?, &["--changes"])? {
+    for name in promises::list(&Context::new()?, "contract", &["list", "--changes"])? {
         let subject = name.split("::").next().unwrap_or_default();
         if !guests.contains_key(subject) {
             guests.insert(subject.into(), Shared::new()?);
@@ -149,6 +159,18 @@ pub fn trials() -> Result<Vec<Trial>> {
         let shared = guests[subject].clone();
         trials.push(Trial::test(format!("changes::{name}"), move || {
             let boot = |context: &Context| Guest::boot(context, Options::default());
+            let result = shared.test(boot, |guest| guest.check(&["contract", "promise", &name]));
+            result.map_err(failed)
+        }));
+    }
+    for name in promises::list(&Context::new()?, "contract", &["list", "--sysgenid"])? {
+        let shared = with_sysgenid.clone();
+        trials.push(Trial::test(format!("changes::{name}"), move || {
+            let boot = |context: &Context| {
+                let guest = Guest::boot(context, without_module(Options::default()))?;
+                guest.vm.shell("insmod /vmgenid.ko sysgenid=1")?;
+                Ok(guest)
+            };
             let result = shared.test(boot, |guest| guest.check(&["contract", "promise", &name]));
             result.map_err(failed)
         }));

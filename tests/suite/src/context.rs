@@ -64,11 +64,12 @@ impl Context {
 
     /// Boots a guest that has the test programs.
     pub fn boot(&self, mut options: Options) -> Result<Vm> {
-        let contract = Add {
-            host: self.program("contract"),
-            guest: "/bin/contract".into(),
-        };
-        options.add.push(contract);
+        options
+            .add
+            .extend(["contract", "header", "vmgenid"].map(|name| Add {
+                host: self.program(name),
+                guest: format!("/bin/{name}"),
+            }));
         Vm::boot(&self.host, options)
     }
 }

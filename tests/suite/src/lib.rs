@@ -7,6 +7,7 @@ pub mod bench;
 mod changes;
 mod checkers;
 mod clones;
+mod command;
 mod contention;
 mod context;
 mod draws;
@@ -14,6 +15,7 @@ mod faults;
 mod firmware;
 mod guests;
 mod kunit;
+mod library;
 mod lifecycle;
 mod matrix;
 mod poll;
@@ -63,15 +65,17 @@ pub fn main() -> ExitCode {
     }
     // One test spends its time waiting for a guest to grow old.
     args.test_threads = args.test_threads.or(Some(3));
-    let tests: [&[Test]; 14] = [
+    let tests: [&[Test]; 16] = [
         checkers::TESTS,
         clones::TESTS,
+        command::TESTS,
         firmware::TESTS,
         reseeds::TESTS,
         contention::TESTS,
         faults::TESTS,
         guests::TESTS,
         kunit::TESTS,
+        library::TESTS,
         lifecycle::TESTS,
         matrix::TESTS,
         poll::TESTS,
@@ -89,6 +93,7 @@ pub fn main() -> ExitCode {
         promises::trials(),
         changes::trials(),
         firmware::trials(),
+        library::trials(),
         Ok(matrix::trials()),
     ] {
         match shared {

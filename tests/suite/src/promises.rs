@@ -13,22 +13,23 @@ use libtest_mimic::Trial;
 use std::process::Command;
 use vm::Vm;
 
-/// The names of promises.
-pub fn list(context: &Context, args: &[&str]) -> Result<Vec<String>> {
-    let program = context.program("contract");
-    let list = Command::new(&program).arg("list").args(args).output();
+/// The names of promises, as a test program lists them.
+pub fn list(context: &Context, program: &str, args: &[&str]) -> Result<Vec<String>> {
+    let program = context.program(program);
+    let list = Command::new(&program).args(args).output();
     let list = list.with_context(|| format!("cannot run {}", program.display()))?;
     let names = String::from_utf8(list.stdout)?;
     ensure!(
         list.status.success() && !names.is_empty(),
-        "contract list: {}",
+        "{} {args:?}: {}",
+        program.display(),
         list.status
     );
     Ok(names.lines().map(String::from).collect())
 }
 
 pub fn trials() -> Result<Vec<Trial>> {
-    let names = list(&Context::new()?, &[])?;
+    let names = list(&Context::new()?, "contract", &["list"])?;
     let shared = Shared::new()?;
     let trial = |promise: String| {
         let shared = shared.clone();

@@ -28,8 +28,8 @@ fn stress(context: &Context, args: &[&str], mut hear: impl FnMut(&str)) -> Resul
         said += &format!("{line}\n");
     })?;
     ensure!(status.success(), "{status}: {said}");
-    for list in [&[][..], &["--changes"]] {
-        for promise in promises::list(context, list)? {
+    for list in [&["list"][..], &["list", "--changes"]] {
+        for promise in promises::list(context, "contract", list)? {
             guest.check(&["contract", "promise", &promise])?;
         }
     }
@@ -83,7 +83,7 @@ fn stress_ng_finds_nothing(context: &Context) -> Result<()> {
         output.contains("1 of 1 devices opened and exercised") && output.contains("failed: 0"),
         "stress-ng says: {output}"
     );
-    for promise in promises::list(context, &[])? {
+    for promise in promises::list(context, "contract", &["list"])? {
         guest.check(&["contract", "promise", &promise])?;
     }
     Ok(())

@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The promises of `/dev/sysgenid`: what SysGenID's driver promised, as far as
+//! `Documentation/vmgenid.rst` says so. The host changes the counter when it is
+//! asked to.
+
+use crate::{
+    machine::{Device, Log, Masked, a_while, change, unload, within_a_minute},
+    promises::{fails, same},
+    sys::{self, Map, page},
+    wait::{Epoll, LONG, NOW, Said, expect, woken},
+};
+use anyhow::{Context, ensure};
+use rustix::{
+    fd::OwnedFd,
+    fs::{FileType, OFlags},
+    io::{Errno, IoSliceMut},
+    mm::{MapFlags, MprotectFlags, ProtFlags},
+    process::{Pid, Signal, WaitOptions, kill_process, waitpid},
+};
+use std::{fs, thread, time::Duration};
+use vmgenid::{Counter, Error, Guard, Source};
+
+const NODE: &str = "/dev/sysgenid";
+
+fn open() -> anyhow::Result<OwnedFd> {
+    sys::open(NODE).with_context(|| format!("open {NODE}"))
+}
+
+/// As root can: to acknowledge, and without waiting.
+fn open_to_write() -> anyhow::Result<OwnedFd> {
+    sys::open_as(NODE, OFlags::RDWR | OFlags::NONBLOCK).with_context(|| format!("open {NODE}"))
+}
+
+fn mapped() -> anyhow::Result<Map> {
+    Map::readonly(&open()?).context("mmap")
+}
+
+fn acknowledge(file: &OwnedFd, count: u32) -> rustix::io::Result<usize> {
+    rustix::io::write(file, &count.to_ne_bytes())
+}
+
+/// A change, and the count that comes of it.
+fn changed() -> anyhow::Result<u32> {
+    let map = mapped()?;
+    let before = map.load(0);
+    change()?;
+    within_a_minute("the count", || Ok(map.load(0) != before))?;
+    let after = map.load(0);
+    same("the count", after, before.wrapping_add(1))?;
+    Ok(after)
+}
+
+pub fn the_node_is_a_misc_device_that_everybody_can_read() -> anyhow::Result<()> {
+    let stat = rustix::fs::stat(NODE)?;
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    same("type", kind, FileType::CharacterDevice)?;
+    same("mode", stat.st_mode & 0o7777, 0o444)?;
+    same("major number", rustix::fs::major(stat.st_rdev), 10)
+}
+
+pub fn a_read_waits_for_what_is_new() -> anyhow::Result<()> {
+    let file = open_to_write()?;
+    let mut bytes = [0; 8];
+    same("read of 0", rustix::io::read(&file, &mut [0; 0])?, 0)?;
+    for len in 1..4 {
+        let read = rustix::io::read(&file, &mut bytes[..len]);
+        fails(&format!("read of {len}"), read, Errno::INVAL)?;
+    }
+    for len in [4, 5, 8] {
+        let read = rustix::io::read(&file, &mut bytes[..len]);
+        fails(&format!("read of {len}"), read, Errno::AGAIN)?;
+    }
+    let slices = &mut [IoSliceMut::new(&mut bytes)];
+    fails("readv", rustix::io::readv(&file, slices), Errno::AGAIN)?;
+
+    let count = changed()?;
+    for len in [4, 5, 8] {
+        let mut bytes = [0xff; 8];
+        same("read", rustix::io::read(&file, &mut bytes[..len])?, 4)?;
+        same(
+            "the count",
+            u32::from_ne_bytes(bytes[..4].try_into()?),
+            count,
+        )?;
+        same("what is after it", &bytes[4..], &[0xff; 4][..])?;
+    }
+    let (mut one, mut two) = ([0; 1], [0; 3]);
+    let slices = &mut [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)];
+    same("readv", rustix::io::readv(&file, slices)?, 4)?;
+    let bytes = [one[0], two[0], two[1], two[2]];
+    same("the count", u32::from_ne_bytes(bytes), count)?;
+    // Wherever.
+    let mut bytes = [0; 4];
+    same("pread", rustix::io::pread(&file, &mut bytes, 4096)?, 4)?;
+    let bad = Map::anonymous(page())?;
+    bad.protect(0, MprotectFlags::empty())?;
+    let read = sys::read_at_address(&file, bad.address(), 4);
+    fails("read to nowhere", read, Errno::FAULT)
+}
+
+pub fn only_what_is_so_can_be_acknowledged() -> anyhow::Result<()> {
+    let file = open_to_write()?;
+    let old = mapped()?.load(0);
+    same("write of what is known", acknowledge(&file, old)?, 4)?;
+    let count = changed()?;
+    for wrong in [old, count.wrapping_add(1), !count] {
+        fails("write of another", acknowledge(&file, wrong), Errno::INVAL)?;
+    }
+    for len in [0, 1, 3, 5, 8] {
+        let write = rustix::io::write(&file, &[0; 8][..len]);
+        fails(&format!("write of {len}"), write, Errno::NOBUFS)?;
+    }
+    let bad = Map::anonymous(page())?;
+    bad.protect(0, MprotectFlags::empty())?;
+    let write = sys::write_at_address(&file, bad.address(), 4);
+    fails("write from nowhere", write, Errno::FAULT)?;
+    expect(&file, Said::Readable).context("after all of these")?;
+    same("write", acknowledge(&file, count)?, 4)?;
+    expect(&file, Said::Nothing)?;
+    fails("read", sys::read(&file), Errno::AGAIN)?;
+    same("write, again", acknowledge(&file, count)?, 4)?;
+    // Who opened it to read has no say.
+    fails("write", acknowledge(&open()?, count), Errno::BADF)
+}
+
+pub fn the_page_is_mapped_read_only() -> anyhow::Result<()> {
+    let file = open()?;
+    let (read, write, exec) = (ProtFlags::READ, ProtFlags::WRITE, ProtFlags::EXEC);
+    for flags in [MapFlags::SHARED, MapFlags::PRIVATE] {
+        for len in [1, 4, page()] {
+            let map = Map::of(&file, len, read, flags, 0)?;
+            map.load(0);
+            for word in 1..page() / 4 {
+                same(&format!("word {word}"), map.load(word), 0)?;
+            }
+            for prot in [MprotectFlags::WRITE, MprotectFlags::EXEC] {
+                let protect = map.protect(0, MprotectFlags::READ | prot);
+                fails(&format!("mprotect {prot:?}"), protect, Errno::ACCESS)?;
+            }
+        }
+        for (len, offset) in [(page(), page()), (2 * page(), 0)] {
+            let map = Map::of(&file, len, read, flags, offset as u64);
+            let map = map.map(|map| map.address());
+            fails(&format!("{len} at {offset}"), map, Errno::INVAL)?;
+        }
+        let map = Map::of(&file, page(), read | exec, flags, 0).map(|map| map.address());
+        fails("to execute", map, Errno::PERM)?;
+        let writer = open_to_write()?;
+        let map = Map::of(&writer, page(), read | write, flags, 0).map(|map| map.address());
+        fails("to write", map, Errno::PERM)?;
+    }
+    let mut map = Map::readonly(&file)?;
+    fails("mremap", map.grow(2 * page()), Errno::FAULT)?;
+    let inherited = || changed().is_ok_and(|count| map.load(0) == count);
+    ensure!(sys::forked(inherited)?, "a child does not see the change");
+    Ok(())
+}
+
+/// `SYSGENID_SET_WATCHER_TRACKING`, `_WAIT_WATCHERS`, `_TRIGGER_GEN_UPDATE` of
+/// Amazon Linux's `include/uapi/linux/sysgenid.h`.
+pub fn the_watcher_ioctls_are_missing() -> anyhow::Result<()> {
+    let file = open_to_write()?;
+    let before = mapped()?.load(0);
+    for number in 1..4 {
+        let ioctl = sys::ioctl(&file, 0xe400 | number, 1);
+        fails(&format!("ioctl {number}"), ioctl, Errno::NOTTY)?;
+    }
+    fails("ioctl", sys::unknown_ioctl(&file), Errno::NOTTY)?;
+    same("the count", mapped()?.load(0), before)
+}
+
+pub fn the_page_changes_after_the_reseed() -> anyhow::Result<()> {
+    let map = mapped()?;
+    let counter = sys::open(crate::NODE)?;
+    let mut log = Log::from_now_on()?;
+    let masked = Masked::new()?;
+    let mut expected = map.load(0);
+    // By a read of the other node, by a look at this one.
+    let file = open_to_write()?;
+    let looks: [(&str, &dyn Fn() -> anyhow::Result<()>); 3] = [
+        ("read of the counter", &|| {
+            sys::read(&counter).map(drop).map_err(Into::into)
+        }),
+        ("read", &|| sys::read(&file).map(drop).map_err(Into::into)),
+        ("poll", &|| {
+            same("poll", crate::wait::by_poll(&file, &NOW)?, Said::Readable)
+        }),
+    ];
+    for (name, look) in looks {
+        change()?;
+        a_while();
+        same("the count, before the reseed", map.load(0), expected)?;
+        same("reseeds before", log.reseeds()?, 0)?;
+        acknowledge(&file, expected)?;
+        look().context(name)?;
+        expected = expected.wrapping_add(1);
+        same(name, map.load(0), expected)?;
+        same("reseeds", log.reseeds()?, 1)?;
+    }
+    drop(masked);
+    a_while();
+    same("the count, after the notification", map.load(0), expected)?;
+    same("reseeds", log.reseeds()?, 0)
+}
+
+pub fn a_change_is_new_until_it_is_acknowledged() -> anyhow::Result<()> {
+    let file = open_to_write()?;
+    let level = Epoll::level_triggered(&file)?;
+    expect(&file, Said::Nothing)?;
+    for _ in 0..3 {
+        woken(&file, Said::Readable, || Ok(()), || changed().map(drop))?;
+        let count = mapped()?.load(0);
+        for _ in 0..3 {
+            expect(&file, Said::Readable)?;
+            same("read", sys::read(&file)?, count)?;
+        }
+        same("level-triggered epoll", level.wait(&LONG)?, Said::Readable)?;
+        acknowledge(&file, count)?;
+        expect(&file, Said::Nothing)?;
+        same("level-triggered epoll", level.wait(&NOW)?, Said::Nothing)?;
+    }
+    Ok(())
+}
+
+/// A child that sleeps in `read`, and says whether it got what it should.
+fn reader(expected: Result<u32, Errno>) -> anyhow::Result<Pid> {
+    let file = open()?;
+    let pid = sys::fork(|| sys::read(&file) == expected).context("fork")?;
+    let call = format!("/proc/{}/syscall", pid.as_raw_pid());
+    within_a_minute("the reader sleeps", || {
+        // read(2) is 0.
+        Ok(fs::read_to_string(&call)?.starts_with("0 "))
+    })?;
+    Ok(pid)
+}
+
+pub fn a_reader_is_woken() -> anyhow::Result<()> {
+    let next = mapped()?.load(0).wrapping_add(1);
+    let readers = [reader(Ok(next))?, reader(Ok(next))?];
+    a_while();
+    same("the count", changed()?, next)?;
+    for reader in readers {
+        ensure!(sys::ended(reader)?, "a reader got something else");
+    }
+    Ok(())
+}
+
+pub fn a_signal_ends_a_read() -> anyhow::Result<()> {
+    let reader = reader(Ok(0))?;
+    kill_process(reader, Signal::TERM)?;
+    within_a_minute("the reader ends", || {
+        let ended = waitpid(Some(reader), WaitOptions::NOHANG)?;
+        Ok(ended.is_some_and(|(_, status)| status.terminating_signal() == Some(libc::SIGTERM)))
+    })
+}
+
+pub fn each_file_has_its_own_acknowledgement() -> anyhow::Result<()> {
+    let [one, two] = [open_to_write()?, open_to_write()?];
+    let count = changed()?;
+    acknowledge(&one, count)?;
+    expect(&one, Said::Nothing)?;
+    expect(&two, Said::Readable)?;
+    // One that is opened later knows it already.
+    expect(&open()?, Said::Nothing)?;
+    let duplicate = rustix::io::fcntl_dupfd_cloexec(&two, 0)?;
+    acknowledge(&duplicate, count)?;
+    expect(&two, Said::Nothing)
+}
+
+pub fn the_library_uses_it() -> anyhow::Result<()> {
+    let best = Counter::open()?;
+    same("the best source", best.source(), Source::Vmgenid)?;
+    let counter = Counter::open_path(Source::Sysgenid, NODE)?;
+    let before = counter.barrier()?;
+    same("get", counter.get(), before)?;
+    let short = Some(Duration::from_millis(50));
+    same("wait", counter.wait(before, short)?, None)?;
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| counter.wait(before, Some(Duration::from_secs(60))));
+        a_while();
+        let count = u64::from(changed()?);
+        let woken = waiter.join().expect("panicked")?;
+        same("wait", woken.map(|new| new.number()), Some(count))
+    })?;
+    // It has been acknowledged.
+    same("wait", counter.wait(counter.get(), short)?, None)?;
+    let epoll = Epoll::level_triggered(&open_to_write()?)?;
+    same("epoll", epoll.wait(&NOW)?, Said::Nothing)?;
+
+    // By looking it has the kernel reseeded: a barrier, with this driver.
+    let masked = Masked::new()?;
+    let mut log = Log::from_now_on()?;
+    let before = counter.get();
+    change()?;
+    same(
+        "before the barrier",
+        (counter.get(), log.reseeds()?),
+        (before, 0),
+    )?;
+    ensure!(
+        counter.barrier()? != before,
+        "the barrier has changed nothing"
+    );
+    same("reseeds", log.reseeds()?, 1)?;
+    drop(masked);
+
+    let device = Device::bound()?;
+    let guard = Guard::new(counter.into());
+    let counter = guard.counter().context("no counter")?;
+    let stamp = guard.barrier()?;
+    device.unbind()?;
+    let gone = [
+        counter.wait(counter.get(), None).map(drop),
+        counter.barrier().map(drop),
+        guard.barrier().map(drop),
+    ];
+    let unchanged = guard.is_unchanged_since(&stamp);
+    device.bind()?;
+    for gone in gone {
+        ensure!(matches!(gone, Err(Error::Gone)), "it is not gone: {gone:?}");
+    }
+    ensure!(!unchanged, "who only looks is not told");
+    Ok(())
+}
+
+pub fn an_unbound_device_answers_enodev() -> anyhow::Result<()> {
+    let device = Device::bound()?;
+    let file = open_to_write()?;
+    let reader = reader(Err(Errno::NODEV))?;
+    woken(&file, Said::Gone, || Ok(()), || device.unbind())?;
+    ensure!(sys::ended(reader)?, "a reader got something else");
+    fails("read", sys::read(&file), Errno::NODEV)?;
+    fails("write", acknowledge(&file, 0), Errno::NODEV)?;
+    fails("mmap", Map::readonly(&file).map(drop), Errno::NODEV)?;
+    expect(&file, Said::Gone)?;
+    ensure!(!fs::exists(NODE)?, "there is a node");
+    device.bind()?;
+    fails("read of the old file", sys::read(&file), Errno::NODEV)?;
+    expect(&open()?, Said::Nothing)
+}
+
+pub fn a_mapping_follows_after_a_rebind() -> anyhow::Result<()> {
+    let device = Device::bound()?;
+    let map = mapped()?;
+    let before = map.load(0);
+    device.unbind()?;
+    // So that who only looks at it comes and asks.
+    same("unbound", map.load(0), before.wrapping_add(1))?;
+    change()?;
+    a_while();
+    same("while it is unbound", map.load(0), before.wrapping_add(1))?;
+    device.bind()?;
+    same("after the bind", map.load(0), before.wrapping_add(2))?;
+    same("a new mapping", mapped()?.load(0), map.load(0))?;
+    same("the next", changed()?, map.load(0))
+}
+
+pub fn the_module_stays_while_it_is_mapped() -> anyhow::Result<()> {
+    let file = open()?;
+    fails("rmmod, while it is open", unload(), Errno::AGAIN)?;
+    let map = Map::readonly(&file)?;
+    drop(file);
+    fails("rmmod, while it is mapped", unload(), Errno::AGAIN)?;
+    map.load(0);
+    Ok(())
+}

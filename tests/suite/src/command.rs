@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! `vmgenid`, the command: what it prints, and its exit status.
+
+use crate::{
+    context::{Context, genctr, wait},
+    tests,
+};
+use anyhow::{Result, ensure};
+use vm::Vm;
+
+tests! {
+    get_prints_the_generation
+    what_is_wrong_is_said
+    watch_tells_of_each_restore
+    watch_runs_a_command
+    a_lesser_source_is_said
+}
+
+/// Runs a script: its exit status, what it prints, and what it complains of.
+fn run(vm: &Vm, script: &str) -> Result<(u8, String, String)> {
+    let output = vm.exec(["sh", "-c", script])?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    Ok((
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    ))
+}
+
+fn expect(vm: &Vm, script: &str, status: u8, stdout: &str, stderr: &str) -> Result<()> {
+    let got = run(vm, script)?;
+    ensure!(
+        got.0 == status && got.1 == stdout && got.2.contains(stderr),
+        "{script}: expected {status}, {stdout:?}, and {stderr:?} among the complaints: {got:?}"
+    );
+    // Nothing to complain of is nothing said.
+    ensure!(!stderr.is_empty() || got.2.is_empty(), "{script}: {got:?}");
+    Ok(())
+}
+
+fn get_prints_the_generation(context: &Context) -> Result<()> {
+    let mut vm = context.boot(genctr(42))?;
+    expect(&vm, "vmgenid get", 0, "42", "")?;
+    let json = r#"{"source":"vmgenid","generation":42}"#;
+    expect(&vm, "vmgenid get --json", 0, json, "")?;
+    expect(&vm, "su nobody -c 'vmgenid get'", 0, "42", "")?;
+    vm.set_genctr(u32::MAX)?;
+    expect(&vm, "vmgenid get", 0, "4294967295", "")?;
+    let elsewhere = "mv /dev/vmgenid /tmp/node && vmgenid get --source vmgenid --device /tmp/node";
+    expect(&vm, elsewhere, 0, "4294967295", "")?;
+    expect(
+        &vm,
+        "vmgenid get",
+        3,
+        "",
+        "this machine has no generation counter",
+    )
+}
+
+fn what_is_wrong_is_said(context: &Context) -> Result<()> {
+    let vm = context.boot(genctr(42))?;
+    for (script, status, said) in [
+        ("vmgenid", 2, "Usage"),
+        ("vmgenid get --device /dev/vmgenid", 2, "--source"),
+        ("vmgenid get --source urandom", 2, "urandom"),
+        ("vmgenid watch --timeout -1", 2, "-1"),
+        ("vmgenid watch --timeout=-1", 1, "--timeout"),
+        (
+            "vmgenid get --source vmgenid --device /nonexistent",
+            1,
+            "cannot open /nonexistent: No such file",
+        ),
+        (
+            "vmgenid get --source sysgenid",
+            1,
+            "cannot open /dev/sysgenid: No such file",
+        ),
+        (
+            "vmgenid get --source vmgenid --device /dev/zero",
+            1,
+            "not a usable vmgenid: not a misc device",
+        ),
+        (
+            "chmod 0 /dev/vmgenid; su nobody -c 'vmgenid get'",
+            1,
+            "cannot open /dev/vmgenid: Permission denied",
+        ),
+        (
+            "vmgenid get >/dev/full",
+            1,
+            "cannot write to standard output: No space left",
+        ),
+        (
+            "cd /sys/bus/platform/drivers/vmgenid; echo *:* >unbind; vmgenid watch",
+            3,
+            "no /dev/vmgenid, no /dev/vmclock0, no /dev/sysgenid",
+        ),
+    ] {
+        expect(&vm, script, status, "", said)?;
+    }
+    Ok(())
+}
+
+/// Waits until `file` in the guest says something.
+fn says(vm: &Vm, file: &str, what: &str) -> Result<String> {
+    wait(what, || {
+        let said = vm.shell(&format!("cat {file}"))?;
+        Ok(said.contains(what).then_some(said))
+    })
+}
+
+fn watch_tells_of_each_restore(context: &Context) -> Result<()> {
+    let mut vm = context.boot(genctr(42))?;
+    vm.spawn(["vmgenid", "watch"], "/tmp/plain")?;
+    vm.spawn(["vmgenid", "watch", "--json"], "/tmp/json")?;
+    let timeout = "vmgenid watch --timeout 0.2";
+    expect(&vm, timeout, 0, "", "watching vmgenid, generation 42")?;
+    for file in ["/tmp/plain", "/tmp/json"] {
+        says(&vm, file, "watching vmgenid, generation 42")?;
+    }
+
+    // Restores of one snapshot, and one of another one: each says what it saw.
+    vm.snapshot(&"first".parse()?)?;
+    let mut clone = vm.clone_from(&"first".parse()?, Some(50), None)?;
+    let lines = ["restored: generation 42 -> 50", r#""from":42,"to":50}"#];
+    says(&clone, "/tmp/plain", lines[0])?;
+    says(&clone, "/tmp/json", lines[1])?;
+    clone.snapshot(&"second".parse()?)?;
+    let second = clone.clone_from(&"second".parse()?, Some(60), None)?;
+    let said = says(&second, "/tmp/plain", "restored: generation 50 -> 60")?;
+    ensure!(said.lines().count() == 3, "it says {said}");
+    let said = says(&second, "/tmp/json", r#""from":50,"to":60}"#)?;
+    for line in said.lines().skip(1) {
+        ensure!(
+            line.starts_with(r#"{"source":"vmgenid","time":"#) && line.ends_with('}'),
+            "not JSON: {line}"
+        );
+    }
+
+    // Whoever it was that unbound it.
+    vm.shell("cd /sys/bus/platform/drivers/vmgenid; echo *:* >unbind")?;
+    says(
+        &vm,
+        "/tmp/plain",
+        "vmgenid: the device of the generation counter was unbound",
+    )?;
+    Ok(())
+}
+
+fn watch_runs_a_command(context: &Context) -> Result<()> {
+    let mut vm = context.boot(genctr(42))?;
+    let command = "echo ran $VMGENID_SOURCE $VMGENID_FROM $VMGENID_TO; sleep 1; false";
+    vm.spawn(["vmgenid", "watch", "--exec", command], "/tmp/exec")?;
+    let once =
+        r#"vmgenid watch --once --exec 'exit 7' >/tmp/once 2>&1; echo "status $?" >>/tmp/once"#;
+    vm.spawn(["sh", "-c", once], "/dev/null")?;
+    let killed = r#"vmgenid watch --once --exec 'kill -9 $$'; echo "status $?""#;
+    vm.spawn(["sh", "-c", killed], "/tmp/killed")?;
+    // Nobody listens: it is run all the same.
+    let full = "vmgenid watch --timeout 1e19 --exec 'echo ran >/tmp/full.ran' >/dev/full";
+    vm.spawn(["sh", "-c", full], "/tmp/full")?;
+    for file in ["/tmp/exec", "/tmp/once", "/tmp/killed", "/tmp/full"] {
+        says(&vm, file, "watching vmgenid, generation 42")?;
+    }
+    vm.set_genctr(43)?;
+    says(&vm, "/tmp/exec", "ran vmgenid 42 43")?;
+    says(&vm, "/tmp/once", "status 7")?;
+    says(&vm, "/tmp/killed", "status 137")?;
+    says(&vm, "/tmp/full", "cannot write to standard output")?;
+    says(&vm, "/tmp/full.ran", "ran")?;
+    // While the command runs: it is run once more, and knows where it was.
+    vm.set_genctr(44)?;
+    vm.set_genctr(45)?;
+    let said = says(&vm, "/tmp/exec", "45")?;
+    ensure!(
+        said.contains("exit status: 1"),
+        "a failure is not said: {said}"
+    );
+    says(&vm, "/tmp/exec", "-> 45\nran vmgenid")?;
+    Ok(())
+}
+
+/// The kernel's own counter, which is late.
+fn a_lesser_source_is_said(context: &Context) -> Result<()> {
+    let options = vm::Options {
+        no_module: true,
+        no_genctr: true,
+        ..vm::Options::default()
+    };
+    let mut vm = context.boot(options)?;
+    vm.shell("insmod /vmgenid.ko sysgenid=1")?;
+    let late = "the source is sysgenid: a restore is seen some milliseconds late";
+    expect(&vm, "vmgenid get", 0, "0", late)?;
+    let json = r#"{"source":"sysgenid","generation":0}"#;
+    expect(&vm, "vmgenid get --json", 0, json, late)?;
+
+    // It needs no counter of the hypervisor's.
+    vm.spawn(["vmgenid", "watch"], "/tmp/watch")?;
+    says(&vm, "/tmp/watch", "watching sysgenid, generation 0")?;
+    vm.snapshot(&"s".parse()?)?;
+    let clone = vm.clone_from(&"s".parse()?, None, None)?;
+    says(&clone, "/tmp/watch", "restored: generation 0 -> 1")?;
+    expect(&clone, "vmgenid get", 0, "1", late)?;
+    expect(&vm, "vmgenid get", 0, "0", late)
+}

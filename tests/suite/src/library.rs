@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The header, by a program that includes it; and what the crate's generators
+//! give in clones of one snapshot that was taken in the middle of their output.
+
+use crate::{
+    changes::Guest,
+    clones::{await_old_age, two_cpus},
+    context::{Context, await_random, wait},
+    failed, promises,
+    shared::Shared,
+    tests,
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use libtest_mimic::Trial;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    str::FromStr,
+};
+use vm::{Options, Vm};
+
+tests! {
+    no_clone_continues_the_stream_of_another
+    without_the_device_clones_repeat_themselves
+}
+
+/// The header's tests share a guest.
+pub fn trials() -> Result<Vec<Trial>> {
+    let shared = Shared::new()?;
+    let names = promises::list(&Context::new()?, "header", &[])?;
+    let trial = |name: String| {
+        let shared = shared.clone();
+        Trial::test(format!("library::header::{name}"), move || {
+            let boot = |context: &Context| Guest::boot(context, Options::default());
+            // What it has to know to unbind the device.
+            let script = format!(
+                "cd /sys/bus/platform/drivers/vmgenid && \
+                 DEVICE=$(basename *:*) BIND=$PWD/bind UNBIND=$PWD/unbind exec header {name}"
+            );
+            let result = shared.test(boot, |guest| guest.check(&["sh", "-c", &script]));
+            result.map_err(failed)
+        })
+    };
+    Ok(names.into_iter().map(trial).collect())
+}
+
+const CLONES: u32 = 8;
+
+/// The counter of the guest that is cloned.
+const FIRST: u32 = 42;
+
+/// One draw of `contract stream`.
+struct Draw {
+    thread: u32,
+    number: u32,
+    /// The generation that was seen before it, and after.
+    before: u32,
+    after: u32,
+    /// Its first and its last bytes.
+    ends: [String; 2],
+}
+
+impl FromStr for Draw {
+    type Err = anyhow::Error;
+
+    fn from_str(line: &str) -> Result<Self> {
+        let words: Vec<_> = line.split(' ').collect();
+        let [thread, number, before, after, first, last] = words[..] else {
+            bail!("not a draw: {line}");
+        };
+        ensure!(
+            first.len() == 32 && last.len() == 32,
+            "not 16 bytes: {line}"
+        );
+        Ok(Self {
+            thread: thread.parse()?,
+            number: number.parse()?,
+            before: before.parse()?,
+            after: after.parse()?,
+            ends: [first.into(), last.into()],
+        })
+    }
+}
+
+/// A process that draws, by its output file.
+struct Stream {
+    out: String,
+    threads: u32,
+}
+
+impl Stream {
+    fn start(vm: &Vm, threads: u32, more: &[&str]) -> Result<Self> {
+        let out = format!("/tmp/stream-{threads}");
+        let log = format!("{out}.err");
+        let count = threads.to_string();
+        let argv = ["contract", "stream", "--out", &out, "--threads", &count];
+        vm.spawn(argv.iter().chain(more).copied(), &log)?;
+        wait("the threads draw", || {
+            let said = vm.shell(&format!("cat {log}"))?;
+            match said.trim() {
+                "" => Ok(None),
+                "drawing" => Ok(Some(())),
+                other => bail!("the threads say: {other}"),
+            }
+        })?;
+        Ok(Self { out, threads })
+    }
+
+    /// Has it end, and returns all that it has drawn.
+    fn end(&self, vm: &Vm) -> Result<Vec<Draw>> {
+        let Self { out, .. } = self;
+        vm.shell(&format!("touch {out}.stop"))?;
+        wait("the draws", || {
+            let there = vm.exec(["test", "-e", out])?.status.success();
+            let said = vm.shell(&format!("cat {out}.err"))?;
+            ensure!(said.trim() == "drawing", "the threads say: {said}");
+            Ok(there.then_some(()))
+        })?;
+        let draws: Result<Vec<Draw>> = vm
+            .shell(&format!("cat {out}"))?
+            .lines()
+            .map(str::parse)
+            .collect();
+        let draws = draws?;
+        let threads: BTreeSet<_> = draws.iter().map(|draw| draw.thread).collect();
+        ensure!(
+            threads.len() == self.threads as usize,
+            "threads: {threads:?}"
+        );
+        Ok(draws)
+    }
+}
+
+/// Each draw is long enough that the snapshot comes in the middle of one of each
+/// thread that runs. Whatever a thread got after that, nobody else has.
+fn no_clone_continues_the_stream_of_another(context: &Context) -> Result<()> {
+    let mut vm = context.boot(two_cpus())?;
+    await_random(&vm)?;
+    await_old_age(&vm)?;
+    let streams = [Stream::start(&vm, 1, &[])?, Stream::start(&vm, 4, &[])?];
+    vm.snapshot(&"s".parse()?)?;
+
+    let mut seen = BTreeMap::new();
+    let (mut across, mut later) = (0, 0);
+    for value in FIRST + 1..=FIRST + CLONES {
+        let clone = vm.clone_from(&"s".parse()?, Some(value), None)?;
+        clone.shell("sleep 1")?;
+        for stream in &streams {
+            let draws = stream.end(&clone)?;
+            for thread in 0..stream.threads {
+                let mut own = draws.iter().filter(|draw| draw.thread == thread);
+                ensure!(
+                    own.any(|draw| draw.after == value),
+                    "thread {thread} of {} drew nothing in clone {value}",
+                    stream.out
+                );
+            }
+            for draw in draws.iter().filter(|draw| draw.after != FIRST) {
+                let (thread, number) = (draw.thread, draw.number);
+                let who = format!(
+                    "draw {number} of thread {thread} of {} in clone {value}",
+                    stream.out
+                );
+                ensure!(draw.after == value, "{who} saw {}", draw.after);
+                match draw.before {
+                    FIRST => across += 1,
+                    _ => later += 1,
+                }
+                for end in &draw.ends {
+                    if let Some(other) = seen.insert(end.clone(), who.clone()) {
+                        bail!("{who} has bytes of {other}");
+                    }
+                }
+            }
+        }
+    }
+    eprintln!("{across} draws across the restore, {later} after it, in {CLONES} clones");
+    // A thread that was not running between two draws was in the middle of one.
+    ensure!(across > 0, "no draw was cut by the snapshot");
+    Ok(())
+}
+
+/// So the test before this can fail.
+fn without_the_device_clones_repeat_themselves(context: &Context) -> Result<()> {
+    let options = Options {
+        no_device: true,
+        genctr: None,
+        ..two_cpus()
+    };
+    let mut vm = context.boot(options)?;
+    await_random(&vm)?;
+    let stream = Stream::start(&vm, 1, &["--forks-only"])?;
+    vm.snapshot(&"s".parse()?)?;
+    let clones: Result<Vec<_>> = (0..2)
+        .map(|_| {
+            let clone = vm.clone_unchecked(&"s".parse()?, vm.options()?, None)?;
+            clone.shell("sleep 1")?;
+            stream.end(&clone)
+        })
+        .collect();
+    let clones = clones?;
+    // The draws before the snapshot are the same in any case; the last one that both have is not one
+    // of those.
+    let last = clones.iter().map(Vec::len).min().context("no clones")?;
+    ensure!(last > 1, "nothing was drawn");
+    let [one, other] = [0, 1].map(|n| &clones[n][last - 1].ends);
+    ensure!(
+        one == other,
+        "they differ by themselves: {one:?}, {other:?}"
+    );
+    let refused = vm.exec(["contract", "stream", "--out", "/tmp/refused"])?;
+    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    ensure!(
+        !refused.status.success() && said.contains("no generation counter"),
+        "who asks for a counter is told: {said}"
+    );
+    Ok(())
+}
