@@ -3,6 +3,7 @@
 //! The tests: each boots the machines it needs, or shares one, and looks at
 //! what the guest says.
 
+mod awslc;
 pub mod bench;
 mod changes;
 mod checkers;
@@ -65,7 +66,8 @@ pub fn main() -> ExitCode {
     }
     // One test spends its time waiting for a guest to grow old.
     args.test_threads = args.test_threads.or(Some(3));
-    let tests: [&[Test]; 16] = [
+    let tests: [&[Test]; 17] = [
+        awslc::TESTS,
         checkers::TESTS,
         clones::TESTS,
         command::TESTS,

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! AWS-LC as it is, and rustls on it, in clones: on `/dev/sysgenid`; and, beside it,
+//! on the hypervisor's own page, to which it should not be pointed.
+
+use crate::{
+    clones::{await_old_age, two_cpus},
+    context::{Context, await_random, wait},
+    tests, vmforks,
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    str::FromStr,
+};
+use vm::{Add, Options, Vm};
+
+tests! {
+    no_two_clones_draw_the_same_on_dev_sysgenid
+    without_a_device_clones_repeat_themselves
+}
+
+const CLONES: u32 = 8;
+const FIRST: u32 = 42;
+
+/// Where the kernel's reseeds are counted, by our test module.
+const RESEEDS: &str = "/sys/kernel/debug/vmforks/count";
+
+fn options(context: &Context) -> Options {
+    Options {
+        no_module: true,
+        add: vec![Add {
+            host: context.program("awslc"),
+            guest: "/bin/awslc".into(),
+        }],
+        ..two_cpus()
+    }
+}
+
+/// Starts the program, and waits until it is idle.
+fn start(vm: &Vm, out: &str, more: &[&str], expected: &str) -> Result<()> {
+    let log = format!("{out}.err");
+    let argv = ["awslc", "--out", out];
+    vm.spawn(argv.iter().chain(more).copied(), &log)?;
+    let said = wait("AWS-LC is idle", || {
+        let said = vm.shell(&format!("cat {log}"))?;
+        Ok(said.ends_with('\n').then_some(said))
+    })?;
+    ensure!(said.trim() == expected, "awslc says: {said}");
+    Ok(())
+}
+
+/// What the program wrote down in one clone.
+struct Seen {
+    generation: [u32; 2],
+    reseeds: Option<u32>,
+    draws: Vec<String>,
+    hellos: Vec<String>,
+}
+
+impl FromStr for Seen {
+    type Err = anyhow::Error;
+
+    fn from_str(said: &str) -> Result<Self> {
+        let of = |what: &'static str| {
+            let lines = said.lines().filter_map(|line| line.split_once(' '));
+            lines
+                .filter(move |(name, _)| *name == what)
+                .map(|(_, rest)| rest.to_owned())
+        };
+        let generation = of("generation").next().context("no generation")?;
+        let (old, new) = generation.split_once(' ').context("one generation")?;
+        Ok(Self {
+            generation: [old.parse()?, new.parse()?],
+            reseeds: of("reseeds").next().and_then(|number| number.parse().ok()),
+            draws: of("draw").collect(),
+            hellos: of("hello").collect(),
+        })
+    }
+}
+
+impl Seen {
+    /// Waits for it.
+    fn of(vm: &Vm, out: &str) -> Result<Self> {
+        let said = wait("what AWS-LC gives", || {
+            let said = vm.shell(&format!("cat {out} 2>/dev/null || cat {out}.err"))?;
+            match said.lines().count() {
+                1 => Ok(None),
+                0 => bail!("awslc says nothing"),
+                _ => Ok(Some(said)),
+            }
+        })?;
+        said.parse().with_context(|| said)
+    }
+}
+
+/// How many draws of each clone another one has, too.
+fn in_common(clones: &[Seen]) -> Vec<usize> {
+    let mut owners = BTreeMap::<&str, BTreeSet<usize>>::new();
+    for (n, clone) in clones.iter().enumerate() {
+        for draw in &clone.draws {
+            owners.entry(draw).or_default().insert(n);
+        }
+    }
+    let common = |clone: &Seen| {
+        clone
+            .draws
+            .iter()
+            .filter(|draw| owners[&***draw].len() > 1)
+            .count()
+    };
+    clones.iter().map(common).collect()
+}
+
+fn no_two_clones_draw_the_same_on_dev_sysgenid(context: &Context) -> Result<()> {
+    let mut vm = vmforks::boot(context, options(context))?;
+    vm.shell("insmod /vmgenid.ko sysgenid=1")?;
+    let idle = "idle, at 0, with a device: true";
+    start(&vm, "/tmp/sysgenid", &["--reseeds", RESEEDS], idle)?;
+    // Another one, which finds the hypervisor's page under that name.
+    vm.shell(
+        "mv /dev/sysgenid /dev/real && \
+         mknod /dev/sysgenid c 10 $(awk '$2 == \"vmgenid\" { print $1 }' /proc/misc)",
+    )?;
+    start(&vm, "/tmp/vmgenid", &[], "idle, at 42, with a device: true")?;
+    await_old_age(&vm)?;
+    let reseeds = vmforks::count(&vm)?;
+    vm.snapshot(&"s".parse()?)?;
+
+    let (mut right, mut wrong) = (Vec::new(), Vec::new());
+    for value in FIRST + 1..=FIRST + CLONES {
+        let clone = vm.clone_from(&"s".parse()?, Some(value), None)?;
+        let seen = Seen::of(&clone, "/tmp/sysgenid")?;
+        let after = [0, 1];
+        ensure!(
+            seen.generation == after,
+            "clone {value}: {:?}",
+            seen.generation
+        );
+        // Its generation changes after the reseed.
+        ensure!(
+            seen.reseeds == Some(reseeds + 1),
+            "clone {value}: {:?} reseeds",
+            seen.reseeds
+        );
+        right.push(seen);
+        wrong.push(Seen::of(&clone, "/tmp/vmgenid")?);
+    }
+    // Nothing is asserted of it: the kernel's reseed may come first.
+    let common = in_common(&wrong);
+    eprintln!(
+        "AWS-LC on the hypervisor's page: {common:?} draws in common, of {}",
+        wrong[0].draws.len()
+    );
+
+    let common = in_common(&right);
+    eprintln!("AWS-LC on /dev/sysgenid: {common:?}");
+    ensure!(
+        common.iter().all(|&draws| draws == 0),
+        "draws in common: {common:?}"
+    );
+    let mut hellos = BTreeSet::new();
+    for hello in right.iter().flat_map(|seen| &seen.hellos) {
+        ensure!(hello.len() == 64, "not a random: {hello}");
+        ensure!(hellos.insert(hello), "two clients said {hello}");
+    }
+    ensure!(
+        hellos.len() == 3 * CLONES as usize,
+        "{} hellos",
+        hellos.len()
+    );
+    Ok(())
+}
+
+/// So the test before this can fail. There is no RDRAND, either.
+fn without_a_device_clones_repeat_themselves(context: &Context) -> Result<()> {
+    let options = Options {
+        no_device: true,
+        genctr: None,
+        ..options(context)
+    };
+    let mut vm = context.boot(options)?;
+    await_random(&vm)?;
+    await_old_age(&vm)?;
+    let go = ["--until", "/tmp/go"];
+    start(&vm, "/tmp/none", &go, "idle, at 0, with a device: false")?;
+    vm.snapshot(&"s".parse()?)?;
+    let clones: Result<Vec<_>> = (0..4)
+        .map(|_| {
+            let clone = vm.clone_unchecked(&"s".parse()?, vm.options()?, None)?;
+            clone.shell("touch /tmp/go")?;
+            Seen::of(&clone, "/tmp/none")
+        })
+        .collect();
+    let common = in_common(&clones?);
+    eprintln!("AWS-LC without a device: {common:?} draws in common");
+    ensure!(
+        common.iter().any(|&draws| draws > 0),
+        "they differ by themselves"
+    );
+    Ok(())
+}
