@@ -11,12 +11,16 @@ use crate::{
     warm,
 };
 use anyhow::{Context, bail, ensure};
+use chacha20::ChaCha20Rng;
+use rand_core::{SeedableRng, TryRng};
 use rustix::{
     event::{PollFd, PollFlags},
     fd::OwnedFd,
 };
 use std::{
-    array, fs,
+    array,
+    convert::Infallible,
+    fs,
     hint::{black_box, spin_loop},
     io::Write,
     path::{Path, PathBuf},
@@ -24,6 +28,7 @@ use std::{
     thread,
     time::Duration,
 };
+use vmgenid::{Guard, GuardedRng, WithoutCounter};
 
 const CALLS: u32 = 20_000;
 
@@ -125,6 +130,7 @@ fn calls() -> anyhow::Result<()> {
             "open, mmap, touch, munmap, close",
             measure(|| use_once(NODE)),
         );
+        library(row)?;
     }
 
     if fs::exists(VMCLOCK)? {
@@ -139,6 +145,81 @@ fn calls() -> anyhow::Result<()> {
         row(
             "open, mmap, touch, munmap, close of the vmclock",
             measure(|| use_once(VMCLOCK)),
+        );
+    }
+    Ok(())
+}
+
+/// The same code in both: what the compiler makes of it in one place is not what it
+/// makes of it in another.
+struct OutOfLine(ChaCha20Rng);
+
+impl SeedableRng for OutOfLine {
+    type Seed = [u8; 32];
+
+    fn from_seed(seed: Self::Seed) -> Self {
+        Self(ChaCha20Rng::from_seed(seed))
+    }
+}
+
+impl TryRng for OutOfLine {
+    type Error = Infallible;
+
+    #[inline(never)]
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        self.0.try_next_u32()
+    }
+
+    #[inline(never)]
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        self.0.try_next_u64()
+    }
+
+    #[inline(never)]
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
+        self.0.try_fill_bytes(bytes)
+    }
+}
+
+/// What the crate costs who links it.
+fn library(row: impl Fn(&str, f64)) -> anyhow::Result<()> {
+    let guard = Guard::open(WithoutCounter::Refuse)?;
+    let counter = black_box(guard.counter().context("no counter")?);
+    let seeded = counter.barrier()?;
+    row(
+        "the crate's check of the counter",
+        measure(move || assert!(counter.get() == seeded)),
+    );
+    let guard = black_box(&guard);
+    let stamp = guard.barrier()?;
+    row(
+        "the crate's check of the counter and of forks",
+        measure(move || assert!(guard.is_unchanged_since(&stamp))),
+    );
+
+    let mut bare = OutOfLine::from_seed([7; 32]);
+    let mut guarded = GuardedRng::<OutOfLine>::new(guard.clone())?;
+    let mut bytes = [0; 1024];
+    for len in [16, 1024] {
+        let bytes = &mut bytes[..len];
+        row(
+            &format!("ChaCha20, {len} bytes"),
+            measure(|| {
+                let bytes = black_box(&mut *bytes);
+                let Ok(()) = bare.try_fill_bytes(bytes);
+                // Whoever asks for bytes does something with them.
+                black_box(bytes);
+            }),
+        );
+        row(
+            &format!("ChaCha20, {len} bytes, guarded"),
+            measure(|| {
+                let bytes = black_box(&mut *bytes);
+                if let Err(err) = guarded.try_fill_bytes(bytes) {
+                    panic!("{err}");
+                }
+                black_box(bytes);
+            }),
         );
     }
     Ok(())

@@ -24,7 +24,7 @@ const COLUMNS: [&str; 6] = [
 ];
 
 /// The rows, in the order of the table.
-const ROWS: [&str; 14] = [
+const ROWS: [&str; 20] = [
     CHECK,
     "check of a local variable",
     READ,
@@ -33,6 +33,12 @@ const ROWS: [&str; 14] = [
     OPEN,
     "getrandom of 16 bytes, system call",
     "getrandom of 16 bytes, vDSO",
+    CRATE,
+    "the crate's check of the counter and of forks",
+    BARE[0],
+    GUARDED[0],
+    BARE[1],
+    GUARDED[1],
     "probe",
     NOTIFICATION,
     "module code, bytes",
@@ -42,6 +48,12 @@ const ROWS: [&str; 14] = [
 ];
 
 const CHECK: &str = "check of the mapped counter";
+const CRATE: &str = "the crate's check of the counter";
+const BARE: [&str; 2] = ["ChaCha20, 16 bytes", "ChaCha20, 1024 bytes"];
+const GUARDED: [&str; 2] = [
+    "ChaCha20, 16 bytes, guarded",
+    "ChaCha20, 1024 bytes, guarded",
+];
 const READ: &str = "read of the counter";
 const OPEN: &str = "open, mmap, touch, munmap, close";
 const NOTIFICATION: &str = "notification to reseed";
@@ -144,8 +156,12 @@ impl Report {
     /// What this driver must not exceed.
     fn add_limits(&mut self) {
         let ratio = |row: &str, column: &str| Some(1.05 * self.get(row, column)?);
+        let guarded = |row: &str| Some(6.0 + self.get(row, COLUMNS[0])?);
         let limits = [
             (CHECK, Some(3.0)),
+            (CRATE, Some(3.0)),
+            (GUARDED[0], guarded(BARE[0])),
+            (GUARDED[1], guarded(BARE[1])),
             (READ, Some(345.0)),
             (OPEN, ratio(OPEN, "C, no barrier")),
             (NOTIFICATION, ratio(NOTIFICATION, "mainline's")),
