@@ -144,11 +144,8 @@ fn arguments(options: &Options, name: &str, loadvm: Option<&Name>) -> Vec<String
 }
 
 fn kernel_parameters(options: &Options) -> String {
-    // On a busy host the timer may well come late: the kernel would panic. And its
-    // clocksource watchdog may wait for ever for the answer of a CPU that does not
-    // run, or that waits in stop_machine() for this one: its own timeout is by the
-    // tick, which is this CPU's to count (kernel/time/clocksource.c).
-    let mut parameters = String::from("console=ttyS0 panic=-1 no_timer_check tsc=nowatchdog");
+    // On a busy host the timer may well come late: the kernel would panic.
+    let mut parameters = String::from("console=ttyS0 panic=-1 no_timer_check");
     for more in &options.append {
         parameters += &format!(" {more}");
     }
