@@ -123,8 +123,10 @@ impl Sysgenid {
 impl Unbind for Sysgenid {
     fn unbind(&self) {
         self.bound.store(false, Relaxed);
-        // The page changes no more: who looks at that alone is told once, to come and ask. Who has
-        // looked, and does not sleep yet, holds the lock that this takes.
+        // The page changes no more: who looks at that alone is told once, to come and ask; as ever
+        // after the kernel was reseeded, if that is due. Who has looked, and does not sleep yet,
+        // holds the lock that this takes.
+        self.id.apply_reseed_rule();
         self.reseeds.count();
     }
 }

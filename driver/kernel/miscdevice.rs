@@ -284,10 +284,9 @@ impl<T: FileOperations> Adapter<T> {
         let buf = UserSlice::new(UserPtr::from_ptr(buf.cast()), len).writer();
 
         // SAFETY: The position is valid by the safety requirements.
-        match T::read(private, flags & O_NONBLOCK != 0, buf, unsafe { *ppos }) {
-            Ok(len) => len as isize,
-            Err(err) => errno(err),
-        }
+        answer(T::read(private, flags & O_NONBLOCK != 0, buf, unsafe {
+            *ppos
+        }))
     }
 
     /// # Safety
@@ -303,10 +302,15 @@ impl<T: FileOperations> Adapter<T> {
         let private = unsafe { T::Ptr::borrow((*file).private_data) };
         let buf = UserSlice::new(UserPtr::from_ptr(buf.cast_mut().cast()), len).reader();
 
-        match T::write(private, buf) {
-            Ok(len) => len as isize,
-            Err(err) => errno(err),
-        }
+        answer(T::write(private, buf))
+    }
+}
+
+/// What a call returns.
+fn answer(result: Result<usize>) -> isize {
+    match result {
+        Ok(len) => len as isize,
+        Err(err) => errno(err),
     }
 }
 

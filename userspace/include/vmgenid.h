@@ -195,8 +195,9 @@ static inline int vmgenid_barrier(const struct vmgenid *v, uint64_t *generation)
 		asked.fd = v->fd;
 		asked.events = POLLIN;
 		asked.revents = 0;
-		if (poll(&asked, 1, 0) < 0 && errno != EINTR)
-			return -errno;
+		while (poll(&asked, 1, 0) < 0)
+			if (errno != EINTR)
+				return -errno;
 		if (asked.revents & (POLLHUP | POLLERR))
 			return -ENODEV;
 		number = vmgenid_u32(v, 0);

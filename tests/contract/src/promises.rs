@@ -130,6 +130,7 @@ promises! { SYSGENID:;
         the_library_uses_it
         an_unbound_device_answers_enodev
         a_mapping_follows_after_a_rebind
+        an_unbind_reseeds_what_is_due
         the_module_stays_while_it_is_mapped
     }
 }

@@ -356,6 +356,22 @@ pub fn a_mapping_follows_after_a_rebind() -> anyhow::Result<()> {
     same("the next", changed()?, map.load(0))
 }
 
+/// That is a change like any other: the reseed comes before it.
+pub fn an_unbind_reseeds_what_is_due() -> anyhow::Result<()> {
+    let device = Device::bound()?;
+    let map = mapped()?;
+    let mut log = Log::from_now_on()?;
+    let masked = Masked::new()?;
+    change()?;
+    let before = map.load(0);
+    same("reseeds before", log.reseeds()?, 0)?;
+    device.unbind()?;
+    let [after, reseeds] = [map.load(0).wrapping_sub(before) as usize, log.reseeds()?];
+    device.bind()?;
+    drop(masked);
+    same("changes and reseeds", [after, reseeds], [2, 1])
+}
+
 pub fn the_module_stays_while_it_is_mapped() -> anyhow::Result<()> {
     let file = open()?;
     fails("rmmod, while it is open", unload(), Errno::AGAIN)?;

@@ -49,6 +49,7 @@ impl Monitor {
         {
             bail!("QEMU has ended");
         }
+        skip_events(monitor.qmp.inner_mut().get_mut_read())?;
         monitor.qmp.handshake().map_err(explain)?;
         Ok(monitor)
     }
@@ -165,5 +166,35 @@ fn explain(error: ExecuteError) -> anyhow::Error {
     match error {
         ExecuteError::Qapi(error) => anyhow!("QEMU says: {}", error.desc),
         ExecuteError::Io(error) => anyhow!(error).context("the connection to QEMU is lost"),
+    }
+}
+
+/// Skips what QEMU was about to tell whoever was connected before: on a busy host
+/// that can come before its greeting.
+fn skip_events(reader: &mut impl BufRead) -> Result<()> {
+    let mut event = String::new();
+    while reader.fill_buf()?.starts_with(b"{\"timestamp\"") {
+        event.clear();
+        reader.read_line(&mut event)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_before_the_greeting_are_skipped() {
+        let event =
+            "{\"timestamp\": {\"seconds\": 1, \"microseconds\": 2}, \"event\": \"STOP\"}\r\n";
+        let greeting = "{\"QMP\": {\"version\": {}, \"capabilities\": [\"oob\"]}}\r\n";
+        for events in 0..3 {
+            let said = event.repeat(events) + greeting;
+            let mut reader = said.as_bytes();
+            skip_events(&mut reader).unwrap();
+            assert_eq!(reader, greeting.as_bytes());
+        }
+        skip_events(&mut "".as_bytes()).unwrap();
     }
 }

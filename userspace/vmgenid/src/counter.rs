@@ -241,8 +241,12 @@ impl Counter {
             Source::Vmclock => vmclock::load(&self.page)?,
             Source::Sysgenid => {
                 // Our driver reseeds the kernel in poll, if that is due, and counts it.
-                if let Polled::Hangup = poll_in(&self.fd, Some(Duration::ZERO))? {
-                    return Err(Error::Gone);
+                loop {
+                    match poll_in(&self.fd, Some(Duration::ZERO))? {
+                        Polled::Hangup => return Err(Error::Gone),
+                        Polled::Interrupted => {}
+                        Polled::Changed | Polled::Timeout => break,
+                    }
                 }
                 let number = self.page.u32(0);
                 // For who polls the file. Not being able to is no error, nor is being too late:
@@ -309,7 +313,8 @@ impl Counter {
             let left = end.map(|end| end.saturating_duration_since(Instant::now()));
             match poll_in(&own, left)? {
                 Polled::Timeout => return Ok(None),
-                Polled::Changed => {}
+                // Look again, with what is left of the time.
+                Polled::Changed | Polled::Interrupted => {}
                 Polled::Hangup => {
                     return Err(match self.source {
                         Source::Vmclock => Error::CannotWait {
@@ -365,6 +370,7 @@ enum Polled {
     Timeout,
     Changed,
     Hangup,
+    Interrupted,
 }
 
 fn poll_in(fd: &OwnedFd, timeout: Option<Duration>) -> Result<Polled, Error> {
@@ -374,8 +380,8 @@ fn poll_in(fd: &OwnedFd, timeout: Option<Duration>) -> Result<Polled, Error> {
     match poll(&mut fds, timeout.as_ref()) {
         Ok(0) => Ok(Polled::Timeout),
         Ok(_) if fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) => Ok(Polled::Hangup),
-        // A signal: look again, with what is left of the time.
-        Ok(_) | Err(Errno::INTR) => Ok(Polled::Changed),
+        Ok(_) => Ok(Polled::Changed),
+        Err(Errno::INTR) => Ok(Polled::Interrupted),
         Err(errno) => Err(Error::system("poll")(errno)),
     }
 }

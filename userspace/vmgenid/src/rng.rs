@@ -29,7 +29,7 @@ use std::convert::Infallible;
 /// A restore or a fork can end in an error: [`Error::Gone`], if the device was unbound before. For who
 /// wants a panic instead there is [`rand_core::UnwrapErr`]. A buffer that was to be filled is zeros then.
 ///
-/// It adds six instructions to a call, see `Documentation/bench`.
+/// It adds six instructions to a call, as `make bench` counts them.
 pub struct GuardedRng<R>(Cached<R, Make<R>>);
 
 type Make<R> = fn() -> Result<R, Error>;

@@ -51,6 +51,25 @@ impl Laid {
     }
 }
 
+impl Laid {
+    fn guard(&self, source: Source) -> Guard {
+        Guard::new(Arc::new(self.map(source).unwrap()))
+    }
+}
+
+/// Something cached that is the number of times it was made; `also` is called each time, with that.
+fn counted(
+    guard: Guard,
+    mut also: impl FnMut(u32) -> Result<(), Error>,
+) -> Cached<u32, impl FnMut() -> Result<u32, Error>> {
+    let mut made = 0;
+    let make = move || {
+        made += 1;
+        also(made).map(|()| made)
+    };
+    Cached::new(guard, make).unwrap()
+}
+
 fn missing(page: &Laid) -> &'static str {
     match page.map(Source::Vmclock) {
         Err(Error::NotTheDevice {
@@ -170,13 +189,7 @@ fn any_other_generation_is_a_change() {
 #[test]
 fn what_is_cached_is_made_anew() {
     let page = Laid::new();
-    let guard = Guard::new(Arc::new(page.map(Source::Sysgenid).unwrap()));
-    let mut made = 0;
-    let mut cached = Cached::new(guard, || {
-        made += 1;
-        Ok::<_, Error>(made)
-    })
-    .unwrap();
+    let mut cached = counted(page.guard(Source::Sysgenid), |_| Ok(()));
     assert_eq!(cached.with(|n| *n).unwrap(), 1);
     assert_eq!(*cached.get().unwrap(), 1);
     page.put(0, &[1]);
@@ -193,13 +206,7 @@ fn what_is_cached_is_made_anew() {
 #[test]
 fn nothing_is_kept_until_a_vmclock_settles() {
     let page = Laid::vmclock(1);
-    let guard = Guard::new(Arc::new(page.map(Source::Vmclock).unwrap()));
-    let mut made = 0;
-    let mut cached = Cached::new(guard, || {
-        made += 1;
-        Ok::<_, Error>(made)
-    })
-    .unwrap();
+    let mut cached = counted(page.guard(Source::Vmclock), |_| Ok(()));
     for counter in 1..3u64 {
         page.put(104, &counter.to_le_bytes());
         let begin = Instant::now();
@@ -218,7 +225,7 @@ fn nothing_is_kept_until_a_vmclock_settles() {
 #[test]
 fn what_must_not_be_kept_can_be_used() {
     let page = Laid::vmclock(1);
-    let guard = Guard::new(Arc::new(page.map(Source::Vmclock).unwrap()));
+    let guard = page.guard(Source::Vmclock);
     let mut cached = Cached::new(guard, || Ok::<_, Error>(())).unwrap();
     cached.get().unwrap();
     assert!(cached.is_unchanged());
@@ -229,13 +236,7 @@ fn what_must_not_be_kept_can_be_used() {
 #[test]
 fn a_result_from_across_a_restore_is_thrown_away() {
     let page = Laid::new();
-    let guard = Guard::new(Arc::new(page.map(Source::Sysgenid).unwrap()));
-    let mut made = 0;
-    let mut cached = Cached::new(guard, || {
-        made += 1;
-        Ok::<_, Error>(made)
-    })
-    .unwrap();
+    let mut cached = counted(page.guard(Source::Sysgenid), |_| Ok(()));
     // Three restores, each in the middle of it.
     let mut restores = 0;
     let result = cached.with(|n| {
@@ -251,35 +252,27 @@ fn a_result_from_across_a_restore_is_thrown_away() {
 #[test]
 fn a_restore_while_it_is_made_is_noticed() {
     let page = Laid::new();
-    let guard = Guard::new(Arc::new(page.map(Source::Sysgenid).unwrap()));
-    let mut made = 0;
-    let mut cached = Cached::new(guard, || {
-        made += 1;
+    let mut cached = counted(page.guard(Source::Sysgenid), |made| {
         if made == 1 {
             page.put(0, &[1]);
         }
-        Ok::<_, Error>(made)
-    })
-    .unwrap();
+        Ok(())
+    });
     assert_eq!(cached.with(|n| *n).unwrap(), 2);
 }
 
 #[test]
 fn after_an_error_the_old_one_is_not_used() {
     let page = Laid::new();
-    let guard = Guard::new(Arc::new(page.map(Source::Sysgenid).unwrap()));
-    let mut made = 0;
-    let mut cached = Cached::new(guard, || {
-        made += 1;
-        match made {
-            2 | 3 => Err(Error::Busy),
-            n => Ok(n),
-        }
-    })
-    .unwrap();
+    let mut cached = counted(page.guard(Source::Sysgenid), |made| match made {
+        2 | 3 => Err(Error::Busy),
+        _ => Ok(()),
+    });
     page.put(0, &[1]);
     assert!(matches!(cached.with(|n| *n), Err(Error::Busy)));
     assert!(matches!(cached.get(), Err(Error::Busy)));
+    // Not even if the generation comes back.
+    page.put(0, &[0]);
     assert!(!cached.is_unchanged());
     assert_eq!(cached.with(|n| *n).unwrap(), 4);
 }
@@ -295,12 +288,7 @@ fn without_a_counter_it_is_as_the_caller_said() {
     let made = |without| {
         let guard = Guard::open(without).unwrap();
         assert!(guard.counter().is_none());
-        let mut made = 0;
-        let mut cached = Cached::new(guard, || {
-            made += 1;
-            Ok::<_, Error>(made)
-        })
-        .unwrap();
+        let mut cached = counted(guard, |_| Ok(()));
         let first = cached.with(|n| *n).unwrap();
         (first, cached.with(|n| *n).unwrap(), *cached.get().unwrap())
     };
@@ -467,7 +455,7 @@ mod rng {
     #[test]
     fn a_restore_is_another_stream() {
         let page = Laid::new();
-        let guard = Guard::new(Arc::new(page.map(Source::Sysgenid).unwrap()));
+        let guard = page.guard(Source::Sysgenid);
         let mut rng = GuardedRng::<ChaCha20Rng>::new(guard).unwrap();
         let first = words(&mut rng);
         page.put(0, &[1]);
@@ -483,7 +471,7 @@ mod rng {
     #[test]
     fn no_restore_is_the_generators_own_stream() {
         let page = Laid::new();
-        let guard = Guard::new(Arc::new(page.map(Source::Sysgenid).unwrap()));
+        let guard = page.guard(Source::Sysgenid);
         let make = || Ok::<_, Error>(ChaCha20Rng::from_seed([7; 32]));
         let mut cached = Cached::new(guard, make).unwrap();
         let mut bare = ChaCha20Rng::from_seed([7; 32]);
