@@ -102,15 +102,52 @@ finish() {
 	mv -T "$1.tmp" "$1"
 }
 
+# need COMMAND PACKAGE: a tool of the host, installed if we may.
+need() {
+	command -v "$1" >/dev/null && return
+	if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+		say "  installing $2"
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2"; } \
+			>"$cache/apt.log" 2>&1 || { tail -n 5 "$cache/apt.log" >&2; die "cannot install the package $2: install it by hand"; }
+	else
+		die "the command $1 is missing: install it as root with: apt-get install mmdebstrap bubblewrap uidmap"
+	fi
+}
+
+# The mirror that this machine takes its own Debian from.
+mirror() {
+	apt-get indextargets --format '$(CODENAME) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+		awk '$1 ~ /^(bookworm|trixie)$/ && !found++ { print $2 }'
+}
+
+# bootstrap TAR PACKAGES [MMDEBSTRAP-ARGUMENT...]: a small Debian, with these packages
+# (and commas between them), as an archive. Ordinary users can make one, too.
+bootstrap() {
+	local tar=$1 packages=$2 temp=${1%/*}/tmp uri
+	shift 2
+	if [ "$(id -u)" -ne 0 ]; then
+		# Subordinate users work in there, who cannot get into every home.
+		temp=/var/tmp/vmgenid-$(id -u)-$(hash "$tar")
+		unshare --map-root-user --map-auto rm -rf "$temp"
+	fi
+	uri=$(mirror)
+	[ -n "$uri" ] || die "apt knows no source of Debian 12 or 13 to take the mirror from: run apt-get update, on Debian 12 or 13"
+	mkdir -m 711 "$temp"
+	printf '%s\n' "deb $uri trixie main" "deb $uri trixie-backports main" |
+		TMPDIR=$temp mmdebstrap --variant=minbase --include="$packages" \
+			--aptopt='Acquire::Retries "5"' --dpkgopt=force-unsafe-io "$@" trixie - - >"$tar" || return 1
+	rm -rf "$temp"
+}
+
 # Where cargo builds. Each checkout has a folder of its own: cargo tells packages
 # apart by their paths within the workspace, and what another checkout built
 # there later than our last change would count as ours.
 target=$cache/target-$(hash "$top")
 
-# inside COMMAND...: runs COMMAND in the build root, with the cache and the
-# checkout at the places where they are outside.
+# inside COMMAND...: runs COMMAND in the build root (or in that of the folder
+# $inside), with the cache and the checkout at the places where they are outside.
 inside() {
-	local root=$cache/buildroot/root dir var cargo args=()
+	local root=${inside:-$cache/buildroot}/root dir var cargo args=()
 	for dir in "$root"/usr/*/; do
 		dir=${dir%/}
 		args+=(--ro-bind "$dir" "/usr/${dir##*/}")
