@@ -69,11 +69,25 @@ impl Host {
     }
 
     pub(crate) fn kernel(&self, name: &str) -> Result<PathBuf> {
+        if name == kernel::DEBIAN {
+            return self.debian("vmlinuz");
+        }
         let dir = format!("kernel-{name}");
         built(
             self.cache.join(dir).join("bzImage"),
             &format!("guest kernel {name}"),
         )
+    }
+
+    /// A file of the Debian guest: vmlinuz, initrd or disk.qcow2.
+    pub(crate) fn debian(&self, file: &str) -> Result<PathBuf> {
+        let path = self.cache.join("debian-image").join(file);
+        ensure!(
+            path.exists(),
+            "there is no Debian guest at {}: make it with scripts/debian-image",
+            path.display()
+        );
+        Ok(path.canonicalize()?)
     }
 
     /// The module for that kernel.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 use crate::host::Host;
+use crate::kernel;
 use crate::options::Options;
 use anyhow::Context;
 use anyhow::Result;
@@ -24,9 +25,16 @@ pub const MODULE: &str = "/vmgenid.ko";
 /// Folders that busybox puts its links into, that of the accounts, and root's.
 const FOLDERS: [&str; 6] = ["/bin", "/etc", "/root", "/sbin", "/usr/bin", "/usr/sbin"];
 
+/// Where Debian's initramfs takes from what is added to its root: see
+/// tests/debian/init-bottom.
+const ADDED: &str = "/added";
+
 /// Writes the whole file system of a guest as a cpio archive. It is not
 /// compressed: that would only cost time, on both sides.
 pub fn write(host: &Host, options: &Options, path: &Path) -> Result<()> {
+    if options.kernel() == kernel::DEBIAN {
+        return write_debian(host, options, path);
+    }
     let mut archive = Archive {
         out: BufWriter::new(File::create(path)?),
         folders: BTreeSet::new(),
@@ -45,6 +53,22 @@ pub fn write(host: &Host, options: &Options, path: &Path) -> Result<()> {
         archive.file(&add.guest, &add.host, None)?;
     }
     cpio::newc::trailer(archive.out)?.flush()?;
+    Ok(())
+}
+
+/// Debian's own, and before it what is added.
+fn write_debian(host: &Host, options: &Options, path: &Path) -> Result<()> {
+    let mut archive = Archive {
+        out: BufWriter::new(File::create(path)?),
+        folders: BTreeSet::new(),
+    };
+    archive.file(&format!("{ADDED}{GUEST}"), &host.guest()?, Some(0o755))?;
+    for add in &options.add {
+        archive.file(&format!("{ADDED}{}", add.guest), &add.host, None)?;
+    }
+    let mut out = cpio::newc::trailer(archive.out)?;
+    io::copy(&mut File::open(host.debian("initrd")?)?, &mut out)?;
+    out.flush()?;
     Ok(())
 }
 

@@ -22,6 +22,9 @@ pub fn default() -> String {
         .unwrap_or_else(|| "tiny".into())
 }
 
+/// The kernel of a whole Debian guest, with its disk: see scripts/debian-image.
+pub const DEBIAN: &str = "debian";
+
 /// What the kernel of that name needs.
 pub fn needs(name: &str) -> Needs {
     match name {
@@ -37,6 +40,12 @@ pub fn needs(name: &str) -> Needs {
             memory: 256,
             smp: 2,
             patience: 5,
+        },
+        // Compilers run there.
+        DEBIAN => Needs {
+            memory: 1024,
+            smp: 2,
+            patience: 2,
         },
         _ => Needs {
             memory: 256,

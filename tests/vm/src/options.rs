@@ -63,6 +63,11 @@ pub struct Options {
     /// Ours with the generation counter, or as the distribution has it
     #[arg(long, value_enum, default_value_t)]
     pub qemu: Flavour,
+    /// A disk to begin with, instead of an empty one, or of Debian's: a qcow2 file, which
+    /// is not written to (for tests)
+    #[arg(skip)]
+    #[serde(default)]
+    pub disk: Option<PathBuf>,
     /// Start with the guest standing still, and do not wait for it (for tests)
     #[arg(skip)]
     #[serde(skip)]

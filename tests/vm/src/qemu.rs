@@ -4,6 +4,7 @@ use crate::folder;
 use crate::folder::Folder;
 use crate::host::Host;
 use crate::initramfs;
+use crate::kernel;
 use crate::name::Name;
 use crate::options::Accelerator;
 use crate::options::Firmware;
@@ -149,6 +150,10 @@ fn kernel_parameters(options: &Options) -> String {
     for more in &options.append {
         parameters += &format!(" {more}");
     }
+    // Debian's own first process starts the agent.
+    if options.kernel() == kernel::DEBIAN {
+        return parameters + " root=/dev/vda rw";
+    }
     parameters += &format!(" rdinit={} -- init", initramfs::GUEST);
     if !options.no_module {
         parameters += &format!(" --load {}", initramfs::MODULE);
@@ -226,16 +231,21 @@ fn holder(file: &File) -> Result<Option<Pid>> {
     Ok(lock.and_then(|lock| lock.pid))
 }
 
-/// Makes an empty disk.
+/// Makes a disk: empty, or on top of another one.
 pub fn create_disk(host: &Host, options: &Options, path: &Path) -> Result<()> {
-    qemu_img(
-        host,
-        options,
-        &["create", "-q", "-f", "qcow2"],
-        path,
-        &["1G"],
-    )
-    .map(drop)
+    let below = match &options.disk {
+        Some(disk) => Some(disk.clone()),
+        None if options.kernel() == kernel::DEBIAN => Some(host.debian("disk.qcow2")?),
+        None => None,
+    };
+    let mut before = vec!["create", "-q", "-f", "qcow2"];
+    let Some(below) = below else {
+        return qemu_img(host, options, &before, path, &["1G"]).map(drop);
+    };
+    let below = std::path::absolute(below)?;
+    let below = below.to_str().context("a path that is not UTF-8")?;
+    before.extend(["-F", "qcow2", "-b", below]);
+    qemu_img(host, options, &before, path, &[]).map(drop)
 }
 
 /// The names of the snapshots that a disk has, also while QEMU uses it.

@@ -87,6 +87,11 @@ impl Monitor {
     pub fn reset(&mut self) -> Result<()> {
         self.on_reboot(qmp::RebootAction::reset)?;
         self.execute(&qmp::system_reset {})?;
+        self.await_reset()
+    }
+
+    /// Waits until the machine has been reset.
+    pub fn await_reset(&mut self) -> Result<()> {
         self.poll("reset", |monitor| {
             monitor.execute(&qmp::query_status {})?;
             let reset = |event| matches!(event, qmp::Event::RESET { .. });

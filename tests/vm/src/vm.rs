@@ -403,6 +403,21 @@ impl Vm {
         self.monitor()?.on_reboot(qmp::RebootAction::shutdown)
     }
 
+    /// Has the guest reboot by itself, and waits until it is up again.
+    pub fn reboot(&mut self, script: &str) -> Result<()> {
+        let _lock = self.lock()?;
+        self.check_running()?;
+        let mut monitor = self.monitor()?;
+        monitor.on_reboot(qmp::RebootAction::reset)?;
+        // The guest may be gone before it says what became of this.
+        let _ = self.exec(["sh", "-c", script]);
+        monitor.await_reset()?;
+        drop(monitor);
+        self.await_guest()?;
+        // Not before: the firmware resets the machine once more by itself.
+        self.monitor()?.on_reboot(qmp::RebootAction::shutdown)
+    }
+
     /// Ends the VM. What is left of it goes, unless it has snapshots: whether it
     /// has.
     pub fn stop(&mut self) -> Result<bool> {
@@ -519,7 +534,7 @@ impl Vm {
     }
 
     /// Copies the disk. QEMU writes nothing to it while the VM is paused.
-    fn copy_disk(&self, to: &Path) -> Result<()> {
+    pub fn copy_disk(&self, to: &Path) -> Result<()> {
         let copy = || {
             let copied = fs::copy(self.folder.file(folder::DISK), to);
             copied
