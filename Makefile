@@ -53,7 +53,8 @@ test-debug:
 	@VMGENID_KERNEL=debug scripts/test
 	@VMGENID_KERNEL=kcsan scripts/test
 
-demo check soak bench:
+# The packages, and what they do in a whole Debian guest.
+demo check soak bench deb test-debian:
 	@scripts/$@
 
 help:
@@ -72,9 +73,11 @@ help:
 	@echo  '  soak            - a thousand restores (RESTORES=N), then an hour of unbinding and'
 	@echo  '                    unloading under load (SOAK=MINUTES)'
 	@echo  '  bench           - measure the driver beside its peers; writes Documentation/bench'
+	@echo  '  deb             - the packages vmgenid-dkms and vmgenid, in out/deb'
+	@echo  '  test-debian     - install them in Debian guests, with Debian'"'"'s own kernel'
 	@echo  '  check           - formatting, lints, checkpatch'
 	@echo  '  vm              - a shell in a guest that has /dev/vmgenid'
 	@echo  '  prepare         - only build'
 	@echo  '  KERNEL=NAME     - of vm, prepare, test: tests/kernel/NAME.config [$(KERNEL)]'
 
-.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm demo test test-debug soak bench check help
+.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm demo test test-debug test-debian deb soak bench check help

@@ -56,7 +56,12 @@ pub fn await_old_age(vm: &Vm) -> Result<()> {
 }
 
 fn no_look_is_stale_and_no_draw_is_twice(context: &Context) -> Result<()> {
-    let mut warm = Warm::boot(context, two_cpus())?;
+    look_and_draw(context, two_cpus())
+}
+
+/// The same, in a guest of another kind.
+pub fn look_and_draw(context: &Context, options: Options) -> Result<()> {
+    let mut warm = Warm::boot(context, options)?;
     await_old_age(&warm.vm)?;
     let moment = warm.snapshot("old")?;
     let mut draws = Draws::default();
@@ -99,17 +104,21 @@ pub fn drawn(vm: &mut Vm, barrier: bool) -> Result<Vec<draws::Draws>> {
     clones
 }
 
-fn draws_after_the_barrier_differ_in_every_clone(context: &Context) -> Result<()> {
-    let mut vm = context.boot(two_cpus())?;
-    await_random(&vm)?;
-    await_old_age(&vm)?;
+/// The test itself, in a guest that is there.
+pub fn draws_differ(vm: &mut Vm) -> Result<()> {
+    await_random(vm)?;
+    await_old_age(vm)?;
     // For comparison; nobody promises anything here.
-    let same = Same::of(&drawn(&mut vm, false)?);
+    let same = Same::of(&drawn(vm, false)?);
     eprintln!("without the barrier: {same}");
-    let same = Same::of(&drawn(&mut vm, true)?);
+    let same = Same::of(&drawn(vm, true)?);
     eprintln!("with the barrier: {same}");
     ensure!(same.most == 0, "after the barrier: {same}");
     Ok(())
+}
+
+fn draws_after_the_barrier_differ_in_every_clone(context: &Context) -> Result<()> {
+    draws_differ(&mut context.boot(two_cpus())?)
 }
 
 fn the_counter_is_new_before_the_first_instruction(context: &Context) -> Result<()> {

@@ -11,6 +11,7 @@ mod clones;
 mod command;
 mod contention;
 mod context;
+mod debian;
 mod draws;
 mod faults;
 mod firmware;
@@ -49,6 +50,9 @@ const TINY_ONLY: [&str; 5] = [
 /// What needs a kernel in which things can be made to fail.
 const DEBUG_ONLY: &str = "faults::";
 
+/// What needs a whole Debian guest, with its kernel.
+const DEBIAN_ONLY: &str = "debian::";
+
 /// What takes an hour.
 const SOAKS: [&str; 3] = [
     "clones::a_thousand_restores",
@@ -66,11 +70,12 @@ pub fn main() -> ExitCode {
     }
     // One test spends its time waiting for a guest to grow old.
     args.test_threads = args.test_threads.or(Some(3));
-    let tests: [&[Test]; 17] = [
+    let tests: [&[Test]; 18] = [
         awslc::TESTS,
         checkers::TESTS,
         clones::TESTS,
         command::TESTS,
+        debian::TESTS,
         firmware::TESTS,
         reseeds::TESTS,
         contention::TESTS,
@@ -88,7 +93,11 @@ pub fn main() -> ExitCode {
     let mut trials = Vec::new();
     for (name, test) in tests.into_iter().flatten() {
         let name = name.trim_start_matches("suite::");
-        let trial = Trial::test(name, move || run(test).map_err(failed));
+        let mut trial = Trial::test(name, move || run(test).map_err(failed));
+        if name.starts_with(DEBIAN_ONLY) && !is_debian() {
+            // The reason, where the test is shown as ignored.
+            trial = trial.with_kind("make test-debian");
+        }
         trials.push(trial.with_ignored_flag(is_ignored(name)));
     }
     for shared in [
@@ -111,8 +120,16 @@ pub fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
+/// Whether the guests are whole Debian ones.
+fn is_debian() -> bool {
+    vm::kernel::default() == vm::kernel::DEBIAN
+}
+
 /// Whether a test is not for the kernel at hand.
 fn is_ignored(name: &str) -> bool {
+    if is_debian() || name.starts_with(DEBIAN_ONLY) {
+        return is_debian() != name.starts_with(DEBIAN_ONLY);
+    }
     let any = |names: &[&str]| names.iter().any(|start| name.starts_with(start));
     any(&SOAKS)
         || match vm::kernel::default().as_str() {

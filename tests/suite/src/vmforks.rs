@@ -19,7 +19,10 @@ pub fn boot(context: &Context, mut options: Options) -> Result<Vm> {
     options.memory = options.memory.or(Some(512));
     let vm = context.boot(options)?;
     await_random(&vm)?;
-    vm.shell("mount -t debugfs debugfs /sys/kernel/debug && insmod /vmforks.ko")?;
+    vm.shell(
+        "grep -q ' /sys/kernel/debug ' /proc/mounts || mount -t debugfs debugfs /sys/kernel/debug; \
+         insmod /vmforks.ko",
+    )?;
     Ok(vm)
 }
 

@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The packages, in whole Debian guests, with Debian's own kernel.
+
+use crate::{
+    clones,
+    context::{Context, await_random, lines, reseeds, wait},
+    tests,
+};
+use anyhow::{Context as _, Result, ensure};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+};
+use vm::{Add, Flavour, Options, Vm, kernel};
+
+tests! {
+    a_build_that_fails_is_mended_and_the_module_is_loaded
+    a_user_reads_maps_and_polls
+    a_reboot_brings_the_device_back
+    no_look_is_stale_and_no_draw_is_twice
+    draws_after_the_barrier_differ_in_every_clone
+    upgrade_removal_and_reinstall_leave_nothing
+    dkms_works_by_hand
+    under_stock_qemu_reseeds_are_counted
+    what_is_wrong_is_said
+    enforced_signatures_are_named
+    an_unknown_parameter_is_named
+}
+
+const APT: &str = "DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Dpkg::Use-Pty=0";
+
+/// Where the packages are in the guests.
+const PACKAGES: &str = "/root/packages";
+
+/// Where DKMS's hook looks for metadata, and where the disk has it.
+const METADATA: &str = "/var/cache/vmgenid-dkms";
+const MADE: &str = "/usr/local/share/vmgenid-metadata";
+
+/// What apt and the kernel write anyhow.
+const FILES: &str = "find / -xdev \\( -path /proc -o -path /sys -o -path /run -o -path /tmp \
+    -o -path /root -o -path /var/tmp -o -path /var/log -o -path /var/lib/dpkg \
+    -o -path /var/lib/systemd -o -path /var/cache/apt -o -path /var/lib/apt \
+    -o -path /var/cache/ldconfig -o -path /var/cache/debconf \\) -prune -o -print | sort";
+
+/// Whether all is as the kernel's own packages have it.
+const VERIFY: &str =
+    "dpkg --verify $(dpkg-query -W -f '${Package} ' 'linux-headers-*' 'linux-kbuild-*') | sort";
+
+fn debian() -> Options {
+    Options {
+        kernel: Some(kernel::DEBIAN.into()),
+        genctr: Some(42),
+        ..Options::default()
+    }
+}
+
+/// Debian as apt has left it when the module was installed.
+fn with_module(context: &Context) -> Result<Options> {
+    Ok(Options {
+        disk: Some(installed(context)?),
+        ..debian()
+    })
+}
+
+/// A package, as it is on the host.
+fn package(context: &Context, folder: &str, name: &str) -> Result<PathBuf> {
+    let folder = context.top.join("out").join(folder);
+    let is_it = |path: &PathBuf| {
+        let file = path.file_name().and_then(|file| file.to_str());
+        file.is_some_and(|file| file.starts_with(&format!("{name}_")) && file.ends_with(".deb"))
+    };
+    fs::read_dir(&folder)
+        .with_context(|| format!("{}: use scripts/test-debian", folder.display()))?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(is_it)
+        .with_context(|| format!("no package {name} in {}", folder.display()))
+}
+
+/// Boots a guest that has the packages, as files, and the next version's.
+fn boot(context: &Context, mut options: Options) -> Result<Vm> {
+    for (folder, name) in [
+        ("deb", "vmgenid-dkms"),
+        ("deb", "vmgenid"),
+        ("deb-next", "vmgenid-dkms"),
+    ] {
+        options.add.push(Add {
+            host: package(context, folder, name)?,
+            guest: format!("{PACKAGES}/{folder}/{name}.deb"),
+        });
+    }
+    options.add.push(Add {
+        host: context.program("contract"),
+        guest: "/root/contract".into(),
+    });
+    let vm = Vm::boot(&context.host, options)?;
+    vm.shell("install -m 755 /root/contract /tmp/contract")?;
+    Ok(vm)
+}
+
+/// What a script says, on both ways, and whether it succeeds.
+fn said(vm: &Vm, script: &str) -> Result<(bool, String)> {
+    let output = vm.exec(["sh", "-c", &format!("exec 2>&1; {script}")])?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok((output.status.success(), said))
+}
+
+/// One line, and one only, has to have `words`.
+fn one_line(said: &str, words: &str) -> Result<()> {
+    let count = said.lines().filter(|line| line.contains(words)).count();
+    ensure!(count == 1, "{count} lines with {words:?}, not one: {said}");
+    Ok(())
+}
+
+fn succeeds(vm: &Vm, script: &str) -> Result<String> {
+    let (success, said) = said(vm, script)?;
+    ensure!(success, "{script}: {said}");
+    Ok(said)
+}
+
+fn await_node(vm: &Vm, node: &str) -> Result<()> {
+    wait(node, || {
+        Ok(said(vm, &format!("test -c {node}"))?.0.then_some(()))
+    })
+}
+
+/// What everybody may do.
+fn as_nobody(vm: &Vm, script: &str) -> Result<String> {
+    let output = vm.exec(["runuser", "-u", "nobody", "--", "sh", "-c", script])?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{script}: {stderr}");
+    Ok(String::from_utf8_lossy(&output.stdout).trim().into())
+}
+
+/// The disk of a guest in which apt has installed the packages. Who comes first
+/// makes it: without metadata first, which fails, and then with it.
+fn installed(context: &Context) -> Result<PathBuf> {
+    static DISK: Mutex<Option<PathBuf>> = Mutex::new(None);
+    let mut disk = DISK.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(disk) = &*disk {
+        return Ok(disk.clone());
+    }
+    let vm = boot(context, debian())?;
+    vm.shell(&format!("{FILES} >/root/files; {VERIFY} >/root/verified"))?;
+
+    let install = format!("{APT} install {PACKAGES}/deb/*.deb");
+    let (success, all) = said(&vm, &install)?;
+    ensure!(!success, "there is no metadata: {all}");
+    one_line(&all, "install the package linux-source-7.3 (version 7.3")?;
+    let state = "dpkg-query -W -f '${db:Status-Status}' vmgenid-dkms";
+    let status = vm.shell(state)?;
+    ensure!(status == "half-configured", "vmgenid-dkms is {status}");
+
+    vm.shell(&format!("mkdir -p {METADATA} && cp -a {MADE}/. {METADATA}"))?;
+    succeeds(&vm, &format!("{APT} install -f"))?;
+    let status = vm.shell(state)?;
+    ensure!(status == "installed", "vmgenid-dkms is {status}");
+    // The kernel's packages are as they were.
+    succeeds(&vm, &format!("{VERIFY} | diff /root/verified -"))?;
+    let modules = vm.shell("cat /proc/modules")?;
+    ensure!(modules.contains("vmgenctr "), "not loaded: {modules}");
+    let signer = vm.shell("modinfo -F signer vmgenctr")?;
+    ensure!(!signer.trim().is_empty(), "the module is not signed");
+    await_node(&vm, "/dev/vmgenid")?;
+
+    vm.shell("sync")?;
+    let copy = context.top.join("out/debian/installed.qcow2");
+    fs::create_dir_all(context.top.join("out/debian"))?;
+    vm.copy_disk(&copy)?;
+    *disk = Some(copy.clone());
+    Ok(copy)
+}
+
+fn a_build_that_fails_is_mended_and_the_module_is_loaded(context: &Context) -> Result<()> {
+    installed(context).map(drop)
+}
+
+fn a_user_reads_maps_and_polls(context: &Context) -> Result<()> {
+    let mut vm = boot(context, with_module(context)?)?;
+    await_node(&vm, "/dev/vmgenid")?;
+    let mode = vm.shell("stat -c '%a %U %G' /dev/vmgenid")?;
+    ensure!(mode.trim() == "444 root root", "the node is {mode}");
+    let counter = as_nobody(&vm, "/tmp/contract counter")?;
+    ensure!(counter == "read 42, mapped 42", "nobody sees: {counter}");
+    let get = as_nobody(&vm, "vmgenid get")?;
+    ensure!(get == "42", "vmgenid get: {get}");
+    // Units can wait for the node.
+    let unit = vm.shell("systemctl is-active dev-vmgenid.device || true")?;
+    ensure!(unit.trim() == "active", "dev-vmgenid.device is {unit}");
+
+    let watch = ["runuser", "-u", "nobody", "--", "vmgenid", "watch"];
+    vm.spawn(watch, "/tmp/watch")?;
+    wait("the watcher", || {
+        Ok(vm.shell("cat /tmp/watch")?.contains("42").then_some(()))
+    })?;
+    vm.set_genctr(43)?;
+    wait("the change", || {
+        Ok(vm.shell("cat /tmp/watch")?.contains("43").then_some(()))
+    })?;
+    let counter = as_nobody(&vm, "/tmp/contract counter")?;
+    ensure!(counter == "read 43, mapped 43", "nobody sees: {counter}");
+    ensure!(reseeds(&vm)? == 1, "{} reseeds", reseeds(&vm)?);
+    Ok(())
+}
+
+fn a_reboot_brings_the_device_back(context: &Context) -> Result<()> {
+    let mut vm = boot(context, with_module(context)?)?;
+    let boots = "cat /proc/sys/kernel/random/boot_id";
+    let before = vm.shell(boots)?;
+    vm.reboot("systemctl reboot")?;
+    ensure!(vm.shell(boots)? != before, "it has not booted again");
+    await_node(&vm, "/dev/vmgenid")?;
+    let counter = as_nobody(&vm, "vmgenid get")?;
+    ensure!(counter == "42", "after the reboot: {counter}");
+    let failed = vm.shell("systemctl --failed --no-legend")?;
+    ensure!(failed.is_empty(), "units failed: {failed}");
+    Ok(())
+}
+
+fn no_look_is_stale_and_no_draw_is_twice(context: &Context) -> Result<()> {
+    clones::look_and_draw(context, with_module(context)?)
+}
+
+fn draws_after_the_barrier_differ_in_every_clone(context: &Context) -> Result<()> {
+    clones::draws_differ(&mut context.boot(with_module(context)?)?)
+}
+
+fn upgrade_removal_and_reinstall_leave_nothing(context: &Context) -> Result<()> {
+    let vm = boot(context, with_module(context)?)?;
+    await_node(&vm, "/dev/vmgenid")?;
+
+    succeeds(&vm, &format!("{APT} install {PACKAGES}/deb-next/*.deb"))?;
+    let versions = lines(&vm, "dkms status; ls -d /usr/src/vmgenid-*")?;
+    ensure!(
+        versions.len() == 2 && versions.iter().all(|line| line.contains("99.0")),
+        "after the upgrade: {versions:?}"
+    );
+    await_node(&vm, "/dev/vmgenid")?;
+
+    succeeds(&vm, &format!("{APT} remove vmgenid-dkms"))?;
+    let there = "cat /proc/modules | grep vmgen; ls -d /dev/vmgenid /usr/src/vmgenid-* \
+        /lib/modules/*/updates/dkms/vmgen* 2>/dev/null || true";
+    let left = vm.shell(there)?;
+    ensure!(left.is_empty(), "after the removal: {left}");
+
+    succeeds(&vm, &format!("{APT} install {PACKAGES}/deb/*.deb"))?;
+    await_node(&vm, "/dev/vmgenid")?;
+
+    succeeds(&vm, &format!("{APT} purge vmgenid-dkms vmgenid"))?;
+    let before: BTreeSet<_> = lines(&vm, "cat /root/files")?.into_iter().collect();
+    let after: BTreeSet<_> = lines(&vm, FILES)?.into_iter().collect();
+    // DKMS's own: the key that it signs with.
+    let own = |file: &&String| !file.starts_with("/var/lib/dkms/mok.");
+    let more: Vec<_> = after.difference(&before).filter(own).collect();
+    let less: Vec<_> = before.difference(&after).collect();
+    ensure!(
+        more.is_empty() && less.is_empty(),
+        "after the purge there is more: {more:?}, and less: {less:?}"
+    );
+    succeeds(&vm, &format!("{VERIFY} | diff /root/verified -")).map(drop)
+}
+
+/// As on a distribution that has no packages of ours.
+fn dkms_works_by_hand(context: &Context) -> Result<()> {
+    let vm = boot(context, debian())?;
+    vm.shell(&format!("mkdir -p {METADATA} && cp -a {MADE}/. {METADATA}"))?;
+    // The package's files are a checkout's, in a folder of another name.
+    vm.shell(&format!(
+        "dpkg-deb -x {PACKAGES}/deb/vmgenid-dkms.deb /tmp/x && mv /tmp/x/usr/src/vmgenid-* /tmp/checkout"
+    ))?;
+    succeeds(&vm, "cd /tmp/checkout && dkms add .")?;
+    let version = lines(&vm, "dkms status | cut -d: -f1")?;
+    ensure!(version.len() == 1, "dkms status: {version:?}");
+    succeeds(&vm, &format!("dkms install {}", version[0]))?;
+    succeeds(&vm, "modprobe vmgenctr")?;
+    await_node(&vm, "/dev/vmgenid")?;
+    succeeds(&vm, "rmmod vmgenctr")?;
+    succeeds(&vm, &format!("dkms remove {} --all", version[0]))?;
+    let left = vm.shell("find /lib/modules -name 'vmgen*'; dkms status")?;
+    ensure!(left.is_empty(), "after the removal: {left}");
+    Ok(())
+}
+
+fn under_stock_qemu_reseeds_are_counted(context: &Context) -> Result<()> {
+    let options = Options {
+        qemu: Flavour::Stock,
+        genctr: None,
+        ..with_module(context)?
+    };
+    let mut vm = boot(context, options)?;
+    await_random(&vm)?;
+    let (there, _) = said(&vm, "test -e /dev/vmgenid")?;
+    ensure!(!there, "there is /dev/vmgenid without a counter");
+    vm.shell("sed -i 's/^#\\(options vmgenctr\\)/\\1/' /etc/modprobe.d/vmgenid.conf")?;
+    succeeds(&vm, "modprobe -r vmgenctr; modprobe vmgenctr")?;
+    await_node(&vm, "/dev/sysgenid")?;
+    one_line(&vm.shell("dmesg")?, "until then clones repeat")?;
+    let before: u32 = as_nobody(&vm, "vmgenid get --source sysgenid")?.parse()?;
+    let watch = ["runuser", "-u", "nobody", "--", "vmgenid", "watch"];
+    vm.spawn(watch, "/tmp/watch")?;
+    wait("the watcher", || {
+        let watching = vm.shell("cat /tmp/watch")?;
+        Ok(watching.contains("watching sysgenid").then_some(()))
+    })?;
+
+    let snapshot = "s".parse()?;
+    vm.snapshot(&snapshot)?;
+    let mut draws = BTreeSet::new();
+    for n in 0..8 {
+        let clone = vm.clone_from(&snapshot, None, None)?;
+        let after = wait("the count", || {
+            let count: u32 = as_nobody(&clone, "vmgenid get --source sysgenid")?.parse()?;
+            Ok((count != before).then_some(count))
+        })?;
+        ensure!(after == before.wrapping_add(1), "clone {n}: {after}");
+        ensure!(reseeds(&clone)? == 1, "clone {n}: not one reseed");
+        draws.insert(as_nobody(&clone, "head -c 32 /dev/urandom | od -An -tx1")?);
+        wait("the watcher", || {
+            let lines = clone.shell("wc -l </tmp/watch")?;
+            Ok((lines.trim() != "1").then_some(()))
+        })?;
+    }
+    ensure!(draws.len() == 8, "{} draws of 8 clones", draws.len());
+    ensure!(reseeds(&vm)? == 0, "the original reseeded, too");
+    Ok(())
+}
+
+fn what_is_wrong_is_said(context: &Context) -> Result<()> {
+    let vm = boot(context, with_module(context)?)?;
+    vm.shell(
+        "release=$(uname -r); headers=/lib/modules/$release/build
+        for kind in compiler rust other; do
+            mkdir -p /tmp/$kind/include/generated
+            cp $headers/.config $headers/Module.symvers /tmp/$kind
+            cp $headers/include/generated/utsrelease.h $headers/include/generated/package.h /tmp/$kind/include/generated
+        done
+        sed -i 's/^CONFIG_RUSTC_VERSION_TEXT=.*/CONFIG_RUSTC_VERSION_TEXT=\"rustc 1.99.0\"/' /tmp/compiler/.config
+        sed -i 's/^CONFIG_RUST=y/# CONFIG_RUST is not set/' /tmp/rust/.config
+        echo >>/tmp/other/.config",
+    )?;
+    let tools = "cd /usr/src/vmgenid-*/packaging; release=$(uname -r); \
+        headers=/lib/modules/$release/build;";
+    for (script, words) in [
+        (
+            "./dkms-pre-build 9.9.9 /lib/modules/9.9.9/build",
+            "install the package linux-headers-9.9.9",
+        ),
+        (
+            "./dkms-pre-build $release /tmp/rust",
+            "was built without CONFIG_RUST=y",
+        ),
+        (
+            "./rust-metadata --check /tmp/compiler /var/cache/vmgenid-dkms/$release",
+            "wrong compiler: the kernel",
+        ),
+        (
+            "./rust-metadata --check /tmp/other /var/cache/vmgenid-dkms/$release",
+            "was made for another kernel or compiler: it does not say \"config ",
+        ),
+        (
+            "./rust-metadata $headers /usr/src /tmp/out 7.3.3-1",
+            "wrong source: the kernel",
+        ),
+        (
+            "./rust-metadata $headers /usr/src/linux-source-7.3.tar.xz /tmp/out",
+            "install the package linux-source-7.3 (version 7.3",
+        ),
+        ("make -s -C .. KDIR=$headers", "lacks the Rust metadata"),
+    ] {
+        let (success, said) = said(&vm, &format!("{tools} {script}"))?;
+        ensure!(!success, "{script} succeeds: {said}");
+        one_line(&said, words)?;
+        let own = said.lines().filter(|line| !line.contains("***")).count();
+        ensure!(own == 1, "{script} says more than one line: {said}");
+    }
+    Ok(())
+}
+
+fn enforced_signatures_are_named(context: &Context) -> Result<()> {
+    let options = Options {
+        append: vec!["module.sig_enforce=1".into()],
+        ..with_module(context)?
+    };
+    let vm = boot(context, options)?;
+    let (there, _) = said(&vm, "test -e /dev/vmgenid")?;
+    ensure!(!there, "the module is loaded");
+    let install = format!("{APT} install --reinstall {PACKAGES}/deb/vmgenid-dkms.deb");
+    let said = succeeds(&vm, &install)?;
+    one_line(&said, "module.sig_enforce=1")
+}
+
+fn an_unknown_parameter_is_named(context: &Context) -> Result<()> {
+    let vm = boot(context, with_module(context)?)?;
+    await_node(&vm, "/dev/vmgenid")?;
+    succeeds(&vm, "modprobe -r vmgenctr && modprobe vmgenctr nonsense=1")?;
+    one_line(
+        &vm.shell("dmesg")?,
+        "vmgenctr: unknown parameter 'nonsense' ignored",
+    )?;
+    await_node(&vm, "/dev/vmgenid")
+}
