@@ -4,7 +4,10 @@
 
 use super::{
     binding::Unbind,
-    generation_id::GenerationId,
+    generation_id::{
+        GenerationId,
+        Patience, //
+    },
     kernel::{
         memremap::{
             Mapping,
@@ -78,15 +81,16 @@ impl Counter {
     ///
     /// # Errors
     ///
-    /// `ENODEV`: the device was unbound.
+    /// `ENODEV`: the device was unbound. And those of [`GenerationId::apply_reseed_rule`].
     #[inline(always)]
-    pub(crate) fn read(&self) -> Result<u32> {
+    pub(crate) fn read(&self, patience: Patience) -> Result<u32> {
         self.check_bound()?;
-        let (value, ()) = counter_first(|| self.peek(), || self.id.apply_reseed_rule());
-        Ok(value)
+        let (value, reseeded) =
+            counter_first(|| self.peek(), || self.id.apply_reseed_rule(patience));
+        reseeded.map(|()| value)
     }
 
-    /// [`Counter::read`], where that does not sleep.
+    /// [`Counter::read`] without any [`Patience`], and in few instructions.
     ///
     /// # Errors
     ///

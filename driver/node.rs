@@ -8,6 +8,7 @@ use super::{
         Unbind, //
     },
     counter::Counter,
+    generation_id::Patience,
     kernel::{
         miscdevice::{
             FileOperations,
@@ -176,6 +177,16 @@ impl OpenFile {
         let last = LastRead::new(counter.peek());
         Self { counter, last }
     }
+
+    /// Returns the counter; if that would take more patience than there is, `poll` will say when to
+    /// come back.
+    fn next(&self, patience: Patience) -> Result<u32> {
+        self.counter.read(patience).inspect_err(|&err| {
+            if err == EAGAIN {
+                self.last.put_off(self.counter.peek());
+            }
+        })
+    }
 }
 
 /// What the files of `/dev/vmgenid` do. See `Documentation/vmgenid.rst` for what each call promises.
@@ -193,11 +204,15 @@ impl FileOperations for Operations {
         Ok(KBox::new(OpenFile::new(counter.clone()), GFP_KERNEL)?)
     }
 
-    fn read(file: &OpenFile, _nonblock: bool, mut buf: UserSliceWriter, pos: i64) -> Result<usize> {
+    fn read(file: &OpenFile, nonblock: bool, mut buf: UserSliceWriter, pos: i64) -> Result<usize> {
         if !check_read(buf.len(), pos)? {
             return Ok(0);
         }
-        let value = file.counter.read()?;
+        let value = file.next(if nonblock {
+            Patience::Brief
+        } else {
+            Patience::Full
+        })?;
         buf.write(&value)?;
         file.last.returned(value);
         Ok(SIZE)
@@ -221,13 +236,13 @@ impl FileOperations for Operations {
             return Ok(0);
         }
         let file = kiocb.file();
-        let value = if kiocb.nowait() {
-            file.counter
-                .try_read()
-                .inspect_err(|_| file.last.put_off(file.counter.peek()))?
+        let value = file.next(if kiocb.nowait() {
+            Patience::None
+        } else if kiocb.nonblock() {
+            Patience::Brief
         } else {
-            file.counter.read()?
-        };
+            Patience::Full
+        })?;
         if iov.copy_to_iter(&value.to_ne_bytes()) != SIZE {
             return Err(EFAULT);
         }
@@ -237,9 +252,9 @@ impl FileOperations for Operations {
 
     fn poll(file: &OpenFile, waiter: &Waiter<'_>) -> Ready {
         waiter.wait_for(file.counter.changed());
-        match file.counter.read() {
+        match file.counter.read(Patience::Brief) {
             Ok(value) if file.last.is_new(value) => Ready::READ,
-            Ok(_) => Ready::NOT,
+            Ok(_) | Err(EAGAIN) => Ready::NOT,
             Err(_) => Ready::GONE,
         }
     }

@@ -9,7 +9,10 @@
 
 use super::{
     binding::Unbind,
-    generation_id::GenerationId,
+    generation_id::{
+        GenerationId,
+        Patience, //
+    },
     kernel::{
         miscdevice::{
             FileOperations,
@@ -126,7 +129,7 @@ impl Unbind for Sysgenid {
         // The page changes no more: who looks at that alone is told once, to come and ask; as ever
         // after the kernel was reseeded, if that is due. Who has looked, and does not sleep yet,
         // holds the lock that this takes.
-        self.id.apply_reseed_rule();
+        let _ = self.id.hasten(Patience::Brief);
         self.reseeds.count();
     }
 }
@@ -135,17 +138,6 @@ impl Unbind for Sysgenid {
 pub(crate) struct OpenFile {
     sysgenid: Arc<Sysgenid>,
     acknowledged: Atomic<u32>,
-}
-
-/// How long a reader may wait.
-#[derive(Clone, Copy, PartialEq)]
-enum Patience {
-    /// Not even for a reseed.
-    None,
-    /// For a reseed that is due.
-    Reseed,
-    /// Until there is one.
-    Forever,
 }
 
 impl OpenFile {
@@ -160,11 +152,7 @@ impl OpenFile {
         let Sysgenid { id, reseeds, .. } = &*self.sysgenid;
         self.sysgenid.check_bound()?;
         // What the notification is about to do.
-        if patience != Patience::None {
-            id.apply_reseed_rule();
-        } else if !id.is_reseeded() {
-            return Err(EAGAIN);
-        }
+        id.hasten(patience)?;
 
         let mut changing = reseeds.changing.lock();
         loop {
@@ -173,7 +161,7 @@ impl OpenFile {
             if count != self.acknowledged.load(Relaxed) {
                 return Ok(count);
             }
-            if patience != Patience::Forever {
+            if patience != Patience::Full {
                 return Err(EAGAIN);
             }
             if reseeds.changed.wait_interruptible(&mut changing) {
@@ -237,9 +225,9 @@ impl FileOperations for Operations {
             return Ok(0);
         }
         let patience = if nonblock {
-            Patience::Reseed
+            Patience::Brief
         } else {
-            Patience::Forever
+            Patience::Full
         };
         buf.write(&file.next(patience)?)?;
         Ok(SIZE)
@@ -252,9 +240,9 @@ impl FileOperations for Operations {
         let patience = if kiocb.nowait() {
             Patience::None
         } else if kiocb.nonblock() {
-            Patience::Reseed
+            Patience::Brief
         } else {
-            Patience::Forever
+            Patience::Full
         };
         let count = kiocb.file().next(patience)?;
         if iov.copy_to_iter(&count.to_ne_bytes()) != SIZE {
@@ -274,7 +262,7 @@ impl FileOperations for Operations {
 
     fn poll(file: &OpenFile, waiter: &Waiter<'_>) -> Ready {
         waiter.wait_for(&file.sysgenid.reseeds.changed);
-        match file.next(Patience::Reseed) {
+        match file.next(Patience::Brief) {
             Ok(_) => Ready::READ,
             Err(EAGAIN) => Ready::NOT,
             Err(_) => Ready::GONE,
