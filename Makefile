@@ -23,8 +23,8 @@ kdir-has-rust:
 	"make: the kernel in $(KDIR) was configured without CONFIG_RUST=y (or not at all): this module is written in Rust"; exit 1; }
 	@test -e $(KDIR)/rust/libkernel.rmeta || { echo >&2 \
 	"make: $(KDIR) lacks the Rust metadata (rust/*.rmeta): give KDIR= the folder that the kernel was built in"; exit 1; }
-	@grep -qs '^CONFIG_VMGENID=m' $(KDIR)/include/config/auto.conf || { echo >&2 \
-	"make: the kernel in $(KDIR) was not configured with CONFIG_VMGENID=m, so that it does not export add_vmfork_randomness"; exit 1; }
+	@grep -qs '^CONFIG_VMGENID=' $(KDIR)/include/config/auto.conf || { echo >&2 \
+	"make: the kernel in $(KDIR) was configured without CONFIG_VMGENID: nothing reseeds it when the generation ID changes"; exit 1; }
 
 # Everything that a virtual machine needs: a guest kernel, QEMU, the module for
 # that kernel, the programs. What is there already is not built again.
@@ -59,7 +59,8 @@ demo check soak bench deb test-debian:
 
 help:
 	@echo  'The module, for the kernel that was built in KDIR:'
-	@echo  '  modules         - build vmgenid.ko (the default)'
+	@echo  '  modules         - build vmgenid.ko (the default), or, for a kernel that has its own'
+	@echo  '                    driver built in, vmgenctr.ko'
 	@echo  '  modules_install - install it below INSTALL_MOD_PATH'
 	@echo  '  clean           - remove what was built in this folder'
 	@echo  '  rust-analyzer   - write rust-project.json for editors'

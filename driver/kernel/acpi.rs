@@ -64,6 +64,53 @@ impl Device {
         self.0.get()
     }
 
+    /// Returns its firmware node.
+    #[cfg(CONFIG_VMGENID = "y")]
+    pub(super) fn fwnode(&self) -> *mut bindings::fwnode_handle {
+        // SAFETY: By the type invariants the device is valid.
+        unsafe { &raw mut (*self.as_raw()).fwnode }
+    }
+
+    /// Calls `f` with each device that has one of these IDs, once, until that fails.
+    #[cfg(CONFIG_VMGENID = "y")]
+    pub(crate) fn each_with_id(ids: &[&CStr], mut f: impl FnMut(&Self) -> Result) -> Result {
+        for (n, id) in ids.iter().enumerate() {
+            let mut last = None;
+            while let Some(device) = Self::next(last, id) {
+                if !ids[..n].iter().any(|id| device.has_id(id)) {
+                    f(&device)?;
+                }
+                last = Some(device);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the device with this ID that comes after `last`.
+    #[cfg(CONFIG_VMGENID = "y")]
+    fn next(last: Option<ARef<Self>>, id: &CStr) -> Option<ARef<Self>> {
+        let last = last.map_or(core::ptr::null_mut(), |last| {
+            ARef::into_raw(last).as_ptr().cast()
+        });
+        // SAFETY: `last` is null, or a device with a reference that the function takes over. `id`
+        // is a C string; a null pointer and -1 mean "whatever".
+        let next = unsafe {
+            bindings::acpi_dev_get_next_match_dev(last, id.as_char_ptr(), core::ptr::null(), -1)
+        };
+        // SAFETY: The device is valid, and comes with a reference.
+        NonNull::new(next).map(|next| unsafe { ARef::from_raw(next.cast()) })
+    }
+
+    #[cfg(CONFIG_VMGENID = "y")]
+    fn has_id(&self, id: &CStr) -> bool {
+        let mut ids = [bindings::acpi_device_id::default(); 2];
+        for (to, from) in ids[0].id.iter_mut().zip(id.to_bytes()) {
+            *to = *from;
+        }
+        // SAFETY: By the type invariants the device is valid; the last of the IDs is empty.
+        unsafe { bindings::acpi_match_device_ids(self.as_raw(), ids.as_ptr()) == 0 }
+    }
+
     /// Evaluates the object or method `name`, without arguments, below this device.
     ///
     /// # Errors
@@ -117,6 +164,29 @@ impl Device {
         }
         result.ok_or(ENODATA)
     }
+}
+
+#[cfg(CONFIG_VMGENID = "y")]
+// SAFETY: A `struct acpi_device` is counted by the `struct device` in it.
+unsafe impl kernel::sync::aref::AlwaysRefCounted for Device {
+    fn inc_ref(&self) {
+        // SAFETY: By the type invariants the device is valid.
+        unsafe { bindings::get_device(&raw mut (*self.as_raw()).dev) };
+    }
+
+    unsafe fn dec_ref(obj: NonNull<Self>) {
+        // SAFETY: The caller gives up a reference, so the device is valid.
+        unsafe { bindings::put_device(&raw mut (*obj.as_ref().as_raw()).dev) };
+    }
+}
+
+/// Waits until all notifications have been handled that came before, by all their handlers.
+///
+/// Not to be called by one of them.
+#[cfg(CONFIG_VMGENID = "y")]
+pub(crate) fn wait_for_notifications() {
+    // SAFETY: To be called from anywhere that may sleep.
+    unsafe { bindings::acpi_os_wait_events_complete() };
 }
 
 /// The result of an evaluation.

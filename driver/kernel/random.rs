@@ -19,6 +19,9 @@ pub(crate) fn add_device_randomness(bytes: &[u8]) {
 /// generator is not initialized yet, that holds for its first output.
 ///
 /// The notifiers may sleep, and may take `rtnl_lock`: to be called where that is allowed.
+///
+/// Modules can call it only where `drivers/virt/vmgenid.c` is a module, too.
+#[cfg(CONFIG_VMGENID = "m")]
 pub(crate) fn add_vmfork_randomness(unique_vm_id: &[u8]) {
     // SAFETY: The pointer is valid for reading `len` bytes.
     unsafe { bindings::add_vmfork_randomness(unique_vm_id.as_ptr().cast(), unique_vm_id.len()) };
