@@ -8,7 +8,7 @@
 
 use crate::{
     NODE,
-    machine::{self, DRIVER, Device, Log},
+    machine::{self, Device, Log, driver},
     promises::plain,
     sys::{self, Map},
 };
@@ -225,7 +225,7 @@ fn bind(faults: &Faults, anew: bool) -> anyhow::Result<()> {
     for nth in 1..MOST {
         reload()?;
         log.skip()?;
-        let file = sys::open_as(&format!("{DRIVER}/bind"), OFlags::WRONLY).context("bind")?;
+        let file = sys::open_as(&format!("{}/bind", driver()), OFlags::WRONLY).context("bind")?;
         let bind = || rustix::io::pwrite(&file, device.name().as_bytes(), 0);
         let result = faults.inject(nth, bind)?;
         drop(file);

@@ -6,20 +6,42 @@
 use anyhow::{Context, bail, ensure};
 use rustix::{io::Errno, rand::GetRandomFlags};
 use std::{
+    ffi::CString,
     fs::{self, File, OpenOptions},
     io::{Read, Seek, SeekFrom, Write, stdin, stdout},
     os::unix::fs::OpenOptionsExt,
     process::Command,
+    sync::OnceLock,
     thread,
     time::{Duration, Instant},
 };
 
-pub const DRIVER: &str = "/sys/bus/platform/drivers/vmgenid";
+/// The module for this kernel.
+const MODULE: &str = "/vmgenid.ko";
 const DEVICES: &str = "/sys/bus/platform/devices";
 /// The GPE that tells QEMU's guests of a new ID.
 const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
 /// What the kernel says when it was reseeded because of a new ID.
 const RESEEDED: &str = "crng reseeded due to virtual machine fork";
+
+/// The module's name, as it has it itself: another one where the kernel's own driver
+/// is built in.
+fn name() -> &'static str {
+    static NAME: OnceLock<&str> = OnceLock::new();
+    NAME.get_or_init(|| {
+        let file = fs::read(MODULE).unwrap_or_default();
+        let other = b"\0name=vmgenctr\0";
+        match file.windows(other.len()).any(|at| at == other) {
+            true => "vmgenctr",
+            false => "vmgenid",
+        }
+    })
+}
+
+/// The driver's folder in sysfs.
+pub fn driver() -> String {
+    format!("/sys/bus/platform/drivers/{}", name())
+}
 
 /// Has the host change the counter. Returns its new value, which is in memory;
 /// the notification is under way.
@@ -161,11 +183,11 @@ impl Device {
     /// The names of the devices that are bound to the driver; none is where there
     /// is no driver.
     pub fn all_bound() -> Vec<String> {
-        fs::read_dir(DRIVER)
+        fs::read_dir(driver())
             .into_iter()
             .flatten()
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .filter(|name| name.contains(':'))
+            .filter(|name| name.contains([':', '.']))
             .collect()
     }
 
@@ -180,18 +202,18 @@ impl Device {
     }
 
     pub fn is_bound(&self) -> bool {
-        fs::exists(format!("{DRIVER}/{}", self.0)).unwrap_or(false)
+        fs::exists(format!("{}/{}", driver(), self.0)).unwrap_or(false)
     }
 
     pub fn unbind(&self) -> anyhow::Result<()> {
-        fs::write(format!("{DRIVER}/unbind"), &self.0).context("unbind")?;
+        fs::write(format!("{}/unbind", driver()), &self.0).context("unbind")?;
         ensure!(!self.is_bound(), "it is bound after an unbind");
         Ok(())
     }
 
     /// Binds it. The error is the kernel's own.
     pub fn try_bind(&self) -> std::io::Result<()> {
-        fs::write(format!("{DRIVER}/bind"), &self.0)
+        fs::write(format!("{}/bind", driver()), &self.0)
     }
 
     pub fn bind(&self) -> anyhow::Result<()> {
@@ -209,12 +231,13 @@ impl Device {
 
 /// Unloads the module, without waiting for its users.
 pub fn unload() -> rustix::io::Result<()> {
-    rustix::system::delete_module(c"vmgenid", libc::O_NONBLOCK)
+    let name = CString::new(name()).unwrap_or_default();
+    rustix::system::delete_module(&name, libc::O_NONBLOCK)
 }
 
 /// Loads the module.
 pub fn load() -> anyhow::Result<()> {
-    let file = File::open("/vmgenid.ko").context("open /vmgenid.ko")?;
+    let file = File::open(MODULE).with_context(|| format!("open {MODULE}"))?;
     rustix::system::finit_module(file, c"", 0).context("insmod")
 }
 

@@ -3,6 +3,7 @@
 //! What the tests run in the guest: the promises of `/dev/vmgenid`, one test
 //! each, and the programs that a restore happens to.
 
+mod awaited;
 mod contend;
 mod cost;
 mod faults;
@@ -41,6 +42,9 @@ enum Program {
         /// Those of /dev/sysgenid, for which it has to, too
         #[arg(long, conflicts_with = "changes")]
         sysgenid: bool,
+        /// Those of the barrier where the kernel's own driver reseeds
+        #[arg(long, conflicts_with_all = ["changes", "sysgenid"])]
+        awaited: bool,
     },
     /// Test one promise
     Promise { name: String },
@@ -94,10 +98,15 @@ fn main() -> ExitCode {
     let result = match Program::parse() {
         Program::Counter => counter(),
         Program::Peek => peek(),
-        Program::List { changes, sysgenid } => {
-            let list = match (changes, sysgenid) {
-                (true, _) => promises::CHANGES,
-                (_, true) => promises::SYSGENID,
+        Program::List {
+            changes,
+            sysgenid,
+            awaited,
+        } => {
+            let list = match (changes, sysgenid, awaited) {
+                (true, ..) => promises::CHANGES,
+                (_, true, _) => promises::SYSGENID,
+                (.., true) => promises::AWAITED,
                 _ => promises::ALL,
             };
             for (name, _) in list {

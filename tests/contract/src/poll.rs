@@ -47,7 +47,7 @@ pub fn io_uring_reads_an_unchanged_counter_at_once() -> anyhow::Result<()> {
 }
 
 /// `preadv2(2)`: the answer at once, or `EAGAIN`.
-fn read_nowait(file: &OwnedFd) -> rustix::io::Result<u32> {
+pub fn read_nowait(file: &OwnedFd) -> rustix::io::Result<u32> {
     let mut bytes = [0; 4];
     let slices = &mut [IoSliceMut::new(&mut bytes)];
     match rustix::io::preadv2(file, slices, 0, ReadWriteFlags::NOWAIT)? {

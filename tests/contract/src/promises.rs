@@ -5,7 +5,7 @@
 //! does not change meanwhile.
 
 use crate::{
-    NODE, library, lifecycle,
+    NODE, awaited, library, lifecycle,
     machine::{self, Device},
     poll,
     sys::{self, Map, page},
@@ -114,6 +114,20 @@ promises! { CHANGES:;
     }
 }
 
+// Promises of the barrier where the kernel's own driver is built in.
+promises! { AWAITED:;
+    awaited {
+        a_read_returns_after_the_kernels_reseed
+        a_read_without_a_reseed_times_out
+        a_read_that_must_not_wait_is_eagain
+        a_signal_ends_the_wait
+        a_late_reseed_ends_the_wait
+        io_uring_waits_for_the_reseed
+        an_unbind_ends_the_wait
+        a_storm_ends_with_the_last_counter
+    }
+}
+
 // Promises of the other node, where the module was loaded with sysgenid=1.
 promises! { SYSGENID:;
     sysgenid {
@@ -139,6 +153,7 @@ pub fn run(name: &str) -> anyhow::Result<()> {
     let (_, promise) = ALL
         .iter()
         .chain(CHANGES)
+        .chain(AWAITED)
         .chain(SYSGENID)
         .find(|(each, _)| *each == name)
         .with_context(|| format!("no such promise: {name}"))?;

@@ -151,7 +151,13 @@ pub fn trials() -> Result<Vec<Trial>> {
     let with_sysgenid = Shared::new()?;
     let mut guests = BTreeMap::<String, Arc<Shared<Guest>>>::new();
     let mut trials = Vec::new();
-    for name in promises::list(&Context::new()?, "contract", &["list", "--changes"])? {
+    let mut names = promises::list(&Context::new()?, "contract", &["list", "--changes"])?;
+    names.extend(promises::list(
+        &Context::new()?,
+        "contract",
+        &["list", "--awaited"],
+    )?);
+    for name in names {
         let subject = name.split("::").next().unwrap_or_default();
         if !guests.contains_key(subject) {
             guests.insert(subject.into(), Shared::new()?);

@@ -3,7 +3,7 @@
 //! `vmgenid`, the command: what it prints, and its exit status.
 
 use crate::{
-    context::{Context, genctr, wait},
+    context::{Context, driver, genctr, wait},
     tests,
 };
 use anyhow::{Result, ensure};
@@ -92,7 +92,7 @@ fn what_is_wrong_is_said(context: &Context) -> Result<()> {
             "cannot write to standard output: No space left",
         ),
         (
-            "cd /sys/bus/platform/drivers/vmgenid; echo *:* >unbind; vmgenid watch",
+            &format!("cd {}; echo *[:.]* >unbind; vmgenid watch", driver()),
             3,
             "no /dev/vmgenid, no /dev/vmclock0, no /dev/sysgenid",
         ),
@@ -139,7 +139,7 @@ fn watch_tells_of_each_restore(context: &Context) -> Result<()> {
     }
 
     // Whoever it was that unbound it.
-    vm.shell("cd /sys/bus/platform/drivers/vmgenid; echo *:* >unbind")?;
+    vm.shell(&format!("cd {}; echo *[:.]* >unbind", driver()))?;
     says(
         &vm,
         "/tmp/plain",

@@ -4,7 +4,7 @@
 //! notifications, `rtnl_lock` in other hands, buffers that take for ever.
 
 use crate::{
-    context::{Context, counter, genctr, no_splat, scaled, wait},
+    context::{Context, counter, driver, genctr, no_splat, scaled, wait},
     tests,
     vmforks::{self, Background, count, expect_count, notify},
 };
@@ -205,8 +205,8 @@ fn rtnl_in_other_hands_holds_up_who_reseeds_and_nobody_else(context: &Context) -
 
         // Nor is it a deadlock that somebody unbinds the device: either waits
         // for the other's end, if at all.
-        let driver = "/sys/bus/platform/drivers/vmgenid";
-        let device = vm.shell(&format!("basename {driver}/*:*"))?;
+        let driver = driver();
+        let device = vm.shell(&format!("basename {driver}/*[:.]*"))?;
         let device = device.trim();
         let unbind = Background::start(&vm, &format!("echo {device} >{driver}/unbind"))?;
         wait("no node", || {

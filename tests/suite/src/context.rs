@@ -82,6 +82,12 @@ pub fn genctr(counter: u32) -> Options {
     }
 }
 
+/// The driver's folder in sysfs.
+pub fn driver() -> String {
+    let name = kernel::driver(&kernel::default());
+    format!("/sys/bus/platform/drivers/{name}")
+}
+
 /// A time that is long for the tiny kernel, as the kernel in use needs it.
 pub fn patience(time: Duration) -> Duration {
     time * kernel::needs(&kernel::default()).patience

@@ -6,7 +6,7 @@
 use crate::{
     changes::Guest,
     clones::{await_old_age, two_cpus},
-    context::{Context, await_random, wait},
+    context::{Context, await_random, driver, wait},
     failed, promises,
     shared::Shared,
     tests,
@@ -34,8 +34,8 @@ pub fn trials() -> Result<Vec<Trial>> {
             let boot = |context: &Context| Guest::boot(context, Options::default());
             // What it has to know to unbind the device.
             let script = format!(
-                "cd /sys/bus/platform/drivers/vmgenid && \
-                 DEVICE=$(basename *:*) BIND=$PWD/bind UNBIND=$PWD/unbind exec header {name}"
+                "cd {} && DEVICE=$(basename *[:.]*) BIND=$PWD/bind UNBIND=$PWD/unbind exec header {name}",
+                driver()
             );
             let result = shared.test(boot, |guest| guest.check(&["sh", "-c", &script]));
             result.map_err(failed)

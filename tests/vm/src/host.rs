@@ -92,7 +92,8 @@ impl Host {
 
     /// The module for that kernel.
     pub(crate) fn module(&self, kernel: &str) -> Result<PathBuf> {
-        let path = self.checkout.join("out").join(kernel).join("vmgenid.ko");
+        let module = format!("{}.ko", crate::kernel::driver(kernel));
+        let path = self.checkout.join("out").join(kernel).join(module);
         built(path, &format!("module for the guest kernel {kernel}"))
     }
 

@@ -14,6 +14,14 @@ pub struct Needs {
     pub patience: u32,
 }
 
+/// The driver's name: where the kernel's own is built in, it is another one.
+pub fn driver(name: &str) -> &'static str {
+    match name {
+        "builtin" | DEBIAN => "vmgenctr",
+        _ => "vmgenid",
+    }
+}
+
 /// The kernel that is meant where nobody says which: VMGENID_KERNEL, or tiny.
 pub fn default() -> String {
     let named = env::var("VMGENID_KERNEL").ok();
