@@ -150,6 +150,11 @@ impl Warm {
     }
 
     fn start(vm: Vm, cpus: usize) -> Result<Self> {
+        // Where it is udev that loads the module, that takes a while.
+        wait("/dev/vmgenid", || {
+            let node = vm.shell("ls /dev/vmgenid 2>/dev/null || true")?;
+            Ok((!node.is_empty()).then_some(()))
+        })?;
         let count = cpus.to_string();
         let argv = ["contract", "warm", "--out", LOG, "--cpus", &count];
         vm.spawn(argv, "/tmp/warm.err")?;
