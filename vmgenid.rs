@@ -25,27 +25,7 @@ use kernel::{
     prelude::*, //
 };
 
-mod driver {
-    pub(crate) mod binding;
-    pub(crate) mod counter;
-    pub(crate) mod device;
-    pub(crate) mod firmware;
-    pub(crate) mod generation_id;
-    pub(crate) mod kernel {
-        pub(crate) mod acpi;
-        pub(crate) mod memremap;
-        pub(crate) mod miscdevice;
-        pub(crate) mod mm;
-        pub(crate) mod page;
-        pub(crate) mod random;
-        pub(crate) mod rwonce;
-        pub(crate) mod static_mutex;
-    }
-    pub(crate) mod known;
-    pub(crate) mod node;
-    pub(crate) mod reseed;
-    pub(crate) mod sysgenid;
-}
+mod driver;
 
 use driver::{
     device::VmGenId,

@@ -14,6 +14,9 @@
 //! moment have ended, and the ID in memory is still the same, then that is the one that the built-in
 //! driver has, and whoever found that to be new has reseeded. (Unless nobody has called the vmfork
 //! notifiers: then there is no built-in driver at work.)
+//!
+//! So the built-in driver has to be bound when this module is, and to stay so. That is what is there
+//! after boot: it is built in. Who unbinds it has mainline's crash at the next notification.
 
 use super::{
     generation_id::{

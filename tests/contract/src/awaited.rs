@@ -77,33 +77,43 @@ pub fn a_read_that_must_not_wait_is_eagain() -> anyhow::Result<()> {
     fails("read, O_NONBLOCK", sys::read(&file), Errno::AGAIN)?;
     fails("readv, O_NONBLOCK", sys::readv(&file), Errno::AGAIN)?;
     fails("preadv2, RWF_NOWAIT", read_nowait(&other), Errno::AGAIN)?;
+    // It has had this counter from its open on, and yet its read is owed.
+    let late = sys::open_as(NODE, OFlags::RDONLY | OFlags::NONBLOCK)?;
+    fails("read, late", sys::read(&late), Errno::AGAIN)?;
     expect(&file, Said::Nothing)?;
     drop(masked);
 
-    for (what, file) in [("O_NONBLOCK", &file), ("RWF_NOWAIT", &other)] {
+    for (what, file) in [
+        ("O_NONBLOCK", &file),
+        ("RWF_NOWAIT", &other),
+        ("late", &late),
+    ] {
         same(what, by_poll(file, &LONG)?, Said::Readable)?;
     }
     same("read, O_NONBLOCK", sys::read(&file)?, value)?;
     same("preadv2, RWF_NOWAIT", read_nowait(&other)?, value)?;
+    same("read, late", sys::read(&late)?, value)?;
     expect(&file, Said::Nothing)
 }
 
 pub fn a_signal_ends_the_wait() -> anyhow::Result<()> {
     let file = open()?;
-    sys::let_interrupt(Signal::USR1)?;
+    let us = getpid();
     let masked = Masked::new()?;
     let value = change()?;
-    let us = getpid();
-    let child = sys::fork(|| {
-        let delay = Timespec {
-            tv_sec: 0,
-            tv_nsec: 200_000_000,
-        };
-        matches!(nanosleep(&delay), NanosleepRelativeResult::Ok)
-            && kill_process(us, Signal::USR1).is_ok()
-    })?;
-    fails("read", sys::read(&file), Errno::INTR)?;
-    ensure!(sys::ended(child)?, "the child could not send the signal");
+    for let_it in [sys::let_interrupt, sys::let_restart] {
+        let_it(Signal::USR1)?;
+        let child = sys::fork(|| {
+            let delay = Timespec {
+                tv_sec: 0,
+                tv_nsec: 200_000_000,
+            };
+            matches!(nanosleep(&delay), NanosleepRelativeResult::Ok)
+                && kill_process(us, Signal::USR1).is_ok()
+        })?;
+        fails("read", sys::read(&file), Errno::INTR)?;
+        ensure!(sys::ended(child)?, "the child could not send the signal");
+    }
     drop(masked);
     same("read", sys::read(&file)?, value)
 }

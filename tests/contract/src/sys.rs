@@ -213,9 +213,19 @@ pub fn fork(child: impl FnOnce() -> bool) -> Result<Pid> {
 
 /// Has a signal interrupt what waits, without being restarted, and do nothing else.
 pub fn let_interrupt(signal: Signal) -> Result<()> {
+    on_signal(signal, 0)
+}
+
+/// The same, but what can be restarted is.
+pub fn let_restart(signal: Signal) -> Result<()> {
+    on_signal(signal, libc::SA_RESTART)
+}
+
+fn on_signal(signal: Signal, flags: i32) -> Result<()> {
     extern "C" fn nothing(_: i32) {}
     // SAFETY: All zeros is a valid `sigaction`: no flags, an empty mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_flags = flags;
     action.sa_sigaction = nothing as *const () as usize;
     // SAFETY: The action is valid, and its handler does nothing.
     answer(unsafe { libc::sigaction(signal.as_raw(), &action, ptr::null_mut()) } as isize).map(drop)
