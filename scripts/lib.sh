@@ -45,9 +45,12 @@ space() {
 }
 
 # lock NAME: one build of NAME at a time. It is held until this script, and all
-# that it started, has ended.
+# that it started, has ended; who has it already goes on.
+declare -A locked=()
 lock() {
 	local fd
+	[ -z "${locked[$1]-}" ] || return 0
+	locked[$1]=yes
 	exec {fd}>"$cache/$1.lock"
 	flock -n "$fd" && return
 	say "waiting for another build of $1 to end"
