@@ -58,6 +58,7 @@ test-debug:
 	@VMGENID_KERNEL=kcsan scripts/test
 
 # The packages, and what they do in a whole Debian guest.
+	@VMGENID_KERNEL=debug-builtin scripts/test
 demo check soak bench deb test-debian:
 	@scripts/$@
 

@@ -159,7 +159,7 @@ fn is_ignored(name: &str) -> bool {
         || match vm::kernel::default().as_str() {
             "tiny" => any(&[AWAITED, DEBUG_ONLY]),
             "debug" => any(&TINY_ONLY) || any(&[AWAITED]),
-            "builtin" => !any(&BUILTIN),
+            name if vm::kernel::is_builtin(name) => !any(&BUILTIN),
             _ => any(&TINY_ONLY) || any(&[AWAITED, DEBUG_ONLY]),
         }
 }

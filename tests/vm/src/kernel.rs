@@ -16,10 +16,16 @@ pub struct Needs {
 
 /// The driver's name: where the kernel's own is built in, it is another one.
 pub fn driver(name: &str) -> &'static str {
-    match name {
-        "builtin" | DEBIAN => "vmgenctr",
-        _ => "vmgenid",
+    match is_builtin(name) || name == DEBIAN {
+        true => "vmgenctr",
+        false => "vmgenid",
     }
+}
+
+/// Whether its own driver is built in: builtin, or another configuration with that over
+/// it.
+pub fn is_builtin(name: &str) -> bool {
+    name.split('-').any(|part| part == "builtin")
 }
 
 /// The kernel that is meant where nobody says which: VMGENID_KERNEL, or tiny.
@@ -35,7 +41,7 @@ pub const DEBIAN: &str = "debian";
 
 /// What the kernel of that name needs.
 pub fn needs(name: &str) -> Needs {
-    match name {
+    match name.split('-').next().unwrap_or(name) {
         // KASAN's shadow takes an eighth of the memory, and what is freed stays
         // in quarantine.
         "debug" => Needs {
