@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Guests without a counter, under the hypervisors that people have.
+//! Guests without a counter, under the hypervisors that people have, and with the other
+//! module.
 
 use crate::{
-    context::{Context, await_random, genctr, no_node, no_splat, reseeds, wait},
+    context::{Context, await_random, counter, genctr, no_node, no_splat, reseeds, wait},
     tests,
 };
 use anyhow::{Result, ensure};
-use vm::{Flavour, Options, Vm};
+use vm::{Add, Flavour, Options, Vm};
 
 tests! {
     under_stock_qemu_the_driver_reseeds_and_has_no_node
     without_a_counter_the_driver_reseeds_and_has_no_node
     without_the_device_the_module_loads_and_waits
     the_counter_needs_no_second_look
+    beside_vmgenctr_the_other_module_is_refused
 }
 
 fn reseeds_without_a_node(context: &Context, options: Options) -> Result<()> {
@@ -83,4 +85,28 @@ fn the_counter_needs_no_second_look(context: &Context) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// On a kernel that has its own driver built in.
+fn beside_vmgenctr_the_other_module_is_refused(context: &Context) -> Result<()> {
+    let other = context.top.join("out/tiny/vmgenid.ko");
+    let vm = context.boot(Options {
+        add: vec![Add {
+            host: other,
+            guest: "/other.ko".into(),
+        }],
+        ..genctr(42)
+    })?;
+    let load = vm.exec(["sh", "-c", "dmesg -c >/dev/null; insmod /other.ko"])?;
+    ensure!(!load.status.success(), "vmgenid.ko was loaded");
+    let said = vm.shell("dmesg | sed 's/^[^]]*] //' | uniq")?;
+    ensure!(
+        said.trim() == "vmgenid: Unknown symbol add_vmfork_randomness (err -2)",
+        "the kernel says: {said}"
+    );
+    let modules = vm.shell("cat /proc/modules")?;
+    ensure!(modules.starts_with("vmgenctr "), "modules: {modules}");
+    let said = counter(&vm)?;
+    ensure!(said == "read 42, mapped 42", "{said}");
+    no_splat(&vm)
 }
