@@ -45,6 +45,12 @@ pub fn driver() -> String {
 
 /// Has the host change the counter. Returns its new value, which is in memory;
 /// the notification is under way.
+/// Whether a read can end without the counter: where the kernel's own driver reseeds,
+/// and is not done within a second.
+pub fn is_late<T>(read: &rustix::io::Result<T>) -> bool {
+    matches!(read, Err(Errno::TIMEDOUT)) && name() == "vmgenctr"
+}
+
 pub fn change() -> anyhow::Result<u32> {
     let value = ask("change")?;
     value.parse().with_context(|| format!("{value:?}"))

@@ -8,7 +8,7 @@
 use crate::{
     NODE,
     lifecycle::look,
-    machine::{self, Device},
+    machine::{self, Device, is_late},
     sys::{self, Map, Uring, page},
     wait::{Epoll, Said, by_poll},
 };
@@ -79,12 +79,12 @@ const MOMENT: Timespec = Timespec {
     tv_nsec: 20_000_000,
 };
 
-/// Memory that all the processes share: a word that says what to do, then three
-/// counts for each seat.
+/// Memory that all the processes share: a word that says what to do, then the counts
+/// of each seat.
 struct Board(Map);
 
 impl Board {
-    const WORDS: usize = 3;
+    const WORDS: usize = 4;
     const SIZE: usize = 4096;
 
     fn open(path: &PathBuf) -> anyhow::Result<Self> {
@@ -147,6 +147,11 @@ impl Seat {
     fn absent(&self) {
         self.board.count(self.number, 2).fetch_add(1, Relaxed);
     }
+
+    /// A read that ended because nobody had reseeded yet.
+    fn late(&self) {
+        self.board.count(self.number, 3).fetch_add(1, Relaxed);
+    }
 }
 
 /// One of the processes.
@@ -204,7 +209,7 @@ fn uring(file: &OwnedFd) -> rustix::io::Result<u32> {
     let read = Uring::new().and_then(|mut ring| ring.read(file, &crate::wait::LONG));
     match read {
         Ok(Some(value)) => Ok(value),
-        Ok(None) => Err(Errno::TIMEDOUT),
+        Ok(None) => Err(Errno::TIME),
         Err(err) => Err(err.downcast_ref().copied().unwrap_or(Errno::IO)),
     }
 }
@@ -243,6 +248,10 @@ fn reads(
         }
         let before = map.load(0);
         match read(&file) {
+            late if is_late(&late) => {
+                seat.late();
+                continue;
+            }
             Ok(value) => ensure!(
                 (before..=map.load(0)).contains(&value),
                 "{value} between {before} and {}",
@@ -291,6 +300,10 @@ fn follow(seat: &Seat, file: &OwnedFd, said: Said, last: &mut u32) -> anyhow::Re
         Said::Nothing => {}
         Said::Gone => return gone_for_good(seat, file).map(|()| false),
         Said::Readable => match sys::read(file) {
+            late if is_late(&late) => {
+                seat.late();
+                return Ok(seat.go_on());
+            }
             Ok(value) if *last < value => *last = value,
             Ok(value) => bail!("it was readable, but {value} is what was read last"),
             Err(Errno::NODEV) => return gone_for_good(seat, file).map(|()| false),
@@ -301,11 +314,15 @@ fn follow(seat: &Seat, file: &OwnedFd, said: Said, last: &mut u32) -> anyhow::Re
     Ok(seat.go_on())
 }
 
-/// The first read of a file; `None`: it is gone.
+/// The first read of a file; `None`: it is of no use.
 fn first(seat: &Seat, file: &OwnedFd) -> anyhow::Result<Option<u32>> {
     match sys::read(file) {
         Ok(value) => Ok(Some(value)),
         Err(Errno::NODEV) => gone_for_good(seat, file).map(|()| None),
+        late if is_late(&late) => {
+            seat.late();
+            Ok(None)
+        }
         Err(errno) => Err(errno).context("read"),
     }
 }
@@ -359,6 +376,7 @@ fn forks(seat: &Seat, file: OwnedFd) -> anyhow::Result<()> {
     let before = map.load(0);
     let child = || match sys::read(&file) {
         Ok(value) => (before..=map.load(0)).contains(&value),
+        late if is_late(&late) => true,
         Err(errno) => errno == Errno::NODEV && map.load(0) >= before,
     };
     ensure!(sys::forked(child)?, "the child was told something else");
@@ -438,11 +456,11 @@ impl Processes {
     fn report(&self) -> anyhow::Result<()> {
         for (n, (kind, _)) in KINDS.iter().enumerate() {
             let seats = (0..self.children.len()).filter(|seat| seat % KINDS.len() == n);
-            let [did, gone, absent] = self.board.sum(seats);
-            println!("{kind}: {did} calls, {gone} files gone, {absent} times no node");
+            let [did, gone, absent, late] = self.board.sum(seats);
+            println!("{kind}: {did} calls, {gone} files gone, {absent} times no node, {late} late");
             ensure!(did > 0 || self.children.len() <= n, "{kind} did nothing");
         }
-        let [_, gone, absent] = self.sum();
+        let [_, gone, absent, _] = self.sum();
         ensure!(gone > 0, "no process met an unbind");
         ensure!(absent > 0, "no process met a missing node");
         Ok(())
@@ -508,9 +526,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn tell(start: Instant, done: &Done, processes: &Processes) {
-    let [did, gone, absent] = processes.sum();
+    let [did, gone, absent, late] = processes.sum();
     println!(
-        "{} s: {} unbind/bind, {} rmmod/insmod ({} refused); {did} calls, {gone} files gone, {absent} times no node",
+        "{} s: {} unbind/bind, {} rmmod/insmod ({} refused); {did} calls, {gone} files gone, {absent} times no node, {late} late",
         start.elapsed().as_secs(),
         done.binds,
         done.loads,

@@ -55,7 +55,7 @@ const DEBIAN_ONLY: &str = "debian::";
 
 /// What `vmgenctr` promises as `vmgenid` does. The rest is of a driver that has the
 /// device, and reseeds itself.
-const BUILTIN: [&str; 14] = [
+const BUILTIN: [&str; 15] = [
     AWAITED,
     BESIDE,
     "changes::poll::a_notification_wakes_who_waits",
@@ -70,6 +70,7 @@ const BUILTIN: [&str; 14] = [
     "kunit::",
     "library::warm",
     "promises::",
+    "stress::rebinds_",
 ];
 
 /// What `vmgenctr` does differently.
