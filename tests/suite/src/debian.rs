@@ -187,9 +187,12 @@ fn a_user_reads_maps_and_polls(context: &Context) -> Result<()> {
     ensure!(counter == "read 42, mapped 42", "nobody sees: {counter}");
     let get = as_nobody(&vm, "vmgenid get")?;
     ensure!(get == "42", "vmgenid get: {get}");
-    // Units can wait for the node.
-    let unit = vm.shell("systemctl is-active dev-vmgenid.device || true")?;
-    ensure!(unit.trim() == "active", "dev-vmgenid.device is {unit}");
+    // Units can wait for the node; systemd knows of it when udev is through with it.
+    wait("dev-vmgenid.device", || {
+        Ok(said(&vm, "systemctl is-active dev-vmgenid.device")?
+            .0
+            .then_some(()))
+    })?;
 
     let watch = ["runuser", "-u", "nobody", "--", "vmgenid", "watch"];
     vm.spawn(watch, "/tmp/watch")?;
