@@ -22,7 +22,10 @@ use kernel::{
 mod driver;
 
 use driver::{
-    device::VmGenId,
+    device::{
+        VmGenId,
+        Wishes, //
+    },
     kernel::{
         acpi,
         platform::OwnedDevice, //
@@ -53,7 +56,10 @@ impl platform::Driver for VmGenId {
         _info: Option<&'bound Self::IdInfo>,
     ) -> impl PinInit<Self, Error> + 'bound {
         let dev = pdev.as_ref();
-        Self::new(dev, module_parameters::sysgenid.value()).inspect(|device| {
+        let wishes = Wishes {
+            count_reseeds: module_parameters::sysgenid.value(),
+        };
+        Self::new(dev, wishes).inspect(|device| {
             if !device.has_nodes() {
                 dev_info!(
                     dev,

@@ -28,7 +28,10 @@ use kernel::{
 mod driver;
 
 use driver::{
-    device::VmGenId,
+    device::{
+        VmGenId,
+        Wishes, //
+    },
     known::Known, //
 };
 
@@ -50,7 +53,11 @@ impl platform::Driver for VmGenId {
         pdev: &'bound platform::Device<Core<'_>>,
         _info: Option<&'bound Self::IdInfo>,
     ) -> impl PinInit<Self, Error> + 'bound {
-        Self::new(pdev.as_ref(), module_parameters::sysgenid.value())
+        let wishes = Wishes {
+            count_reseeds: module_parameters::sysgenid.value(),
+            look_early: module_parameters::early_look.value(),
+        };
+        Self::new(pdev.as_ref(), wishes)
     }
 }
 
@@ -74,6 +81,9 @@ impl kernel::InPlaceModule for VmGenIdModule {
     }
 }
 
+/// What threads and interrupt handlers are called.
+const NAME: &CStr = <VmGenIdModule as kernel::ModuleMetadata>::NAME;
+
 module! {
     type: VmGenIdModule,
     name: "vmgenid",
@@ -84,6 +94,10 @@ module! {
         sysgenid: bool {
             default: false,
             description: "Make /dev/sysgenid, which counts reseeds (default: no)",
+        },
+        early_look: bool {
+            default: true,
+            description: "Look for a new generation ID in ACPI's interrupt already (default: yes)",
         },
     },
 }

@@ -2,6 +2,8 @@
 
 //! A bound device: what the firmware says about it, and what comes of that.
 
+#[cfg(CONFIG_VMGENID = "m")]
+use super::early;
 use super::{
     counter::Counter,
     firmware,
@@ -45,18 +47,28 @@ type CounterNode = Node<node::Operations, Counter>;
 /// `/dev/sysgenid`.
 type SysgenidNode = Node<sysgenid::Operations, Sysgenid>;
 
+/// What the module's parameters ask for.
+pub(crate) struct Wishes {
+    /// Make the node that counts reseeds.
+    pub(crate) count_reseeds: bool,
+    /// Look at the ID in ACPI's interrupt.
+    #[cfg(CONFIG_VMGENID = "m")]
+    pub(crate) look_early: bool,
+}
+
 /// A bound device. It has a node if it has a counter, and another one if that was asked for.
 ///
 /// At unbind, the driver core drops this first, and with it the nodes. Then devres removes the
-/// notify handler, and waits for running ones: no notification comes after that. The generation ID
-/// stays in [`known::Known`] until the module is unloaded, which open files and mappings prevent.
+/// handler of the interrupt and its thread, and the notify handler, and waits for running ones:
+/// nothing is called after that. The generation ID stays in [`known::Known`] until the module is
+/// unloaded, which open files and mappings prevent.
 pub(crate) struct VmGenId {
     _node: Option<Pin<KBox<CounterNode>>>,
     _sysgenid: Option<Pin<KBox<SysgenidNode>>>,
 }
 
 impl VmGenId {
-    /// Binds `dev`. `count_reseeds`: make the node that counts reseeds.
+    /// Binds `dev`.
     ///
     /// # Errors
     ///
@@ -65,11 +77,15 @@ impl VmGenId {
     /// - `ENOMEM`: there is no memory.
     ///
     /// And those of [`reseed::watch`].
-    pub(crate) fn new(dev: &Device<Bound>, count_reseeds: bool) -> Result<Self> {
+    pub(crate) fn new(dev: &Device<Bound>, wishes: Wishes) -> Result<Self> {
         let firmware = acpi::Device::companion(dev).ok_or(ENODEV)?;
 
-        let id = Self::id(dev, firmware, count_reseeds)?;
+        let id = Self::id(dev, firmware, wishes.count_reseeds)?;
         reseed::watch(dev, &id)?;
+        #[cfg(CONFIG_VMGENID = "m")]
+        if wishes.look_early {
+            early::look(dev, &id);
+        }
 
         // Whatever is wrong with the counter: the kernel is reseeded all the same.
         let sysgenid = Self::sysgenid(dev, &id);

@@ -6,10 +6,16 @@
 pub(crate) mod binding;
 pub(crate) mod counter;
 pub(crate) mod device;
+#[cfg(CONFIG_VMGENID = "m")]
+pub(crate) mod early;
 pub(crate) mod firmware;
 pub(crate) mod generation_id;
 pub(crate) mod kernel {
     pub(crate) mod acpi;
+    #[cfg(CONFIG_VMGENID = "m")]
+    pub(crate) mod irq;
+    #[cfg(CONFIG_VMGENID = "m")]
+    pub(crate) mod kthread;
     pub(crate) mod memremap;
     pub(crate) mod miscdevice;
     pub(crate) mod mm;

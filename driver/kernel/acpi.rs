@@ -5,6 +5,8 @@
 //! C headers: [`include/acpi/acpi_bus.h`](srctree/include/acpi/acpi_bus.h),
 //! [`include/acpi/acpixf.h`](srctree/include/acpi/acpixf.h)
 
+#[cfg(CONFIG_VMGENID = "m")]
+use super::irq;
 use core::ptr::NonNull;
 use kernel::{
     bindings,
@@ -29,6 +31,32 @@ const ACPI_ALLOCATE_BUFFER: bindings::acpi_size = bindings::acpi_size::MAX;
 /// `AE_OK` and `AE_NOT_FOUND` of `include/acpi/acexcep.h`; likewise.
 const AE_OK: bindings::acpi_status = 0;
 const AE_NOT_FOUND: bindings::acpi_status = 5;
+
+/// Returns the interrupt that tells of ACPI's events: the SCI, whose handlers share it.
+///
+/// # Errors
+///
+/// Why there is none.
+#[cfg(CONFIG_VMGENID = "m")]
+pub(crate) fn event_interrupt() -> Result<irq::SharedLine, &'static str> {
+    // SAFETY: This copy of the FADT was made while the machine booted; nobody writes to it.
+    let (flags, gsi) = unsafe {
+        (
+            bindings::acpi_gbl_FADT.flags,
+            bindings::acpi_gbl_FADT.sci_interrupt,
+        )
+    };
+    if flags & bindings::ACPI_FADT_HW_REDUCED != 0 {
+        return Err("hardware-reduced ACPI has no interrupt for it");
+    }
+
+    let mut irq = 0;
+    // SAFETY: The number can be written to.
+    to_result(unsafe { bindings::acpi_gsi_to_irq(u32::from(gsi), &mut irq) })
+        .map_err(|_| "ACPI has no interrupt")?;
+    // SAFETY: ACPI's own handler has it, too, for as long as the machine runs.
+    Ok(unsafe { irq::SharedLine::new(irq) })
+}
 
 /// An ACPI device object (`struct acpi_device`), companion of a device on another bus.
 ///
