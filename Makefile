@@ -45,10 +45,12 @@ prepare-kernel:
 vm:
 	@scripts/vm run --kernel $(KERNEL)
 
-# Also the other module, on a kernel that has its own driver built in.
+# Also without the early look, and the other module, on a kernel that has its own driver
+# built in.
 test:
 	@VMGENID_KERNEL=$(KERNEL) scripts/test
 ifeq ($(KERNEL),tiny)
+	@VMGENID_KERNEL=tiny VMGENID_PARAMETERS=early_look=0 scripts/test
 	@VMGENID_KERNEL=builtin scripts/test
 endif
 
@@ -56,9 +58,9 @@ endif
 test-debug:
 	@VMGENID_KERNEL=debug scripts/test
 	@VMGENID_KERNEL=kcsan scripts/test
+	@VMGENID_KERNEL=debug-builtin scripts/test
 
 # The packages, and what they do in a whole Debian guest.
-	@VMGENID_KERNEL=debug-builtin scripts/test
 demo check soak bench deb test-debian:
 	@scripts/$@
 

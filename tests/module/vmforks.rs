@@ -12,6 +12,9 @@
 //!   no change of the ID. They have been handled when the write returns.
 //! - `took`: how long after the last of these the notifiers were last called, in nanoseconds.
 //! - `at`: when the notifiers were last called, in nanoseconds of the monotonic clock.
+//! - `interrupt`: who writes a number has the handlers of ACPI's interrupt called that many times,
+//!   with nothing for any of them. How long that took at least, in nanoseconds: what is read. (What
+//!   the threads of such handlers do is not in there.)
 //!
 //! Where the kernel can make functions fail (`fail_function`), those that registrations go through
 //! are offered for that; mainline offers none of them.
@@ -176,6 +179,56 @@ fn notify(reader: &mut UserSliceReader) -> Result {
     Ok(())
 }
 
+/// How long the handlers of ACPI's interrupt took at least.
+static INTERRUPT: Atomic<i64> = Atomic::new(0);
+
+/// Its number, for who must not sleep to find it.
+static IRQ: Atomic<u32> = Atomic::new(0);
+
+/// ACPI's interrupt.
+fn acpi_interrupt() -> Result<u32> {
+    let mut irq = 0;
+    // SAFETY: The FADT does not change, and the number can be written to.
+    to_result(unsafe {
+        bindings::acpi_gsi_to_irq(bindings::acpi_gbl_FADT.sci_interrupt.into(), &mut irq)
+    })?;
+    Ok(irq)
+}
+
+fn interrupt(reader: &mut UserSliceReader) -> Result {
+    let irq = acpi_interrupt()?;
+    IRQ.store(irq, Relaxed);
+    let work = bindings::irq_work {
+        func: Some(call_handlers),
+        ..pin_init::zeroed()
+    };
+    let work = KBox::pin(Opaque::new(work), GFP_KERNEL)?;
+    INTERRUPT.store(i64::MAX, Relaxed);
+    for _ in 0..number(reader)? {
+        // SAFETY: The work is initialized, pinned, and done with when `irq_work_sync()` returns. The
+        // threads of the handlers have ended after `synchronize_irq()`. We may sleep.
+        unsafe {
+            bindings::irq_work_queue(work.get());
+            bindings::irq_work_sync(work.get());
+            bindings::synchronize_irq(irq);
+        }
+    }
+    Ok(())
+}
+
+/// # Safety
+///
+/// To be called in interrupt context.
+unsafe extern "C" fn call_handlers(_work: *mut bindings::irq_work) {
+    let start = now();
+    // SAFETY: To be called from anywhere, and in interrupt context for such an interrupt.
+    unsafe { bindings::generic_handle_irq_safe(IRQ.load(Relaxed)) };
+    let took = now() - start;
+    if took < INTERRUPT.load(Relaxed) {
+        INTERRUPT.store(took, Relaxed);
+    }
+}
+
 /// The functions that may be made to fail: `ALLOW_ERROR_INJECTION()`.
 #[cfg(CONFIG_FUNCTION_ERROR_INJECTION)]
 mod injectable {
@@ -224,6 +277,8 @@ struct VmForks {
     #[pin]
     _notify: File<()>,
     #[pin]
+    _interrupt: File<()>,
+    #[pin]
     _took: File<()>,
     #[pin]
     _at: File<()>,
@@ -251,6 +306,12 @@ impl kernel::InPlaceModule for VmForks {
                 c"notify",
                 (),
                 &|(): &(), reader: &mut UserSliceReader| notify(reader),
+            ),
+            _interrupt <- dir.read_write_callback_file(
+                c"interrupt",
+                (),
+                &|(): &(), f: &mut fmt::Formatter<'_>| writeln!(f, "{}", INTERRUPT.load(Relaxed)),
+                &|(): &(), reader: &mut UserSliceReader| interrupt(reader),
             ),
             _took <- dir.read_callback_file(
                 c"took",

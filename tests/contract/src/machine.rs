@@ -18,6 +18,8 @@ use std::{
 
 /// The module for this kernel.
 const MODULE: &str = "/vmgenid.ko";
+/// What it is loaded with.
+const PARAMETERS: &str = "/vmgenid.parameters";
 const DEVICES: &str = "/sys/bus/platform/devices";
 /// The GPE that tells QEMU's guests of a new ID.
 const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
@@ -43,17 +45,22 @@ pub fn driver() -> String {
     format!("/sys/bus/platform/drivers/{}", name())
 }
 
-/// Has the host change the counter. Returns its new value, which is in memory;
-/// the notification is under way.
 /// Whether a read can end without the counter: where the kernel's own driver reseeds,
 /// and is not done within a second.
 pub fn is_late<T>(read: &rustix::io::Result<T>) -> bool {
     matches!(read, Err(Errno::TIMEDOUT)) && name() == "vmgenctr"
 }
 
+/// Has the host change the counter. Returns its new value, which is in memory;
+/// the notification is under way.
 pub fn change() -> anyhow::Result<u32> {
     let value = ask("change")?;
     value.parse().with_context(|| format!("{value:?}"))
+}
+
+/// Has the host press the machine's power button.
+pub fn press() -> anyhow::Result<()> {
+    ask("press").map(drop)
 }
 
 /// Has the host change the counter again and again, until the result is dropped.
@@ -244,7 +251,8 @@ pub fn unload() -> rustix::io::Result<()> {
 /// Loads the module.
 pub fn load() -> anyhow::Result<()> {
     let file = File::open(MODULE).with_context(|| format!("open {MODULE}"))?;
-    rustix::system::finit_module(file, c"", 0).context("insmod")
+    let parameters = CString::new(fs::read(PARAMETERS).unwrap_or_default())?;
+    rustix::system::finit_module(file, &parameters, 0).context("insmod")
 }
 
 /// Makes a node of one's own for the same device: one that stays when it goes.

@@ -4,6 +4,7 @@
 //! each, and the programs that a restore happens to.
 
 mod awaited;
+mod button;
 mod contend;
 mod cost;
 mod faults;
@@ -89,6 +90,8 @@ enum Program {
         #[command(subcommand)]
         what: Option<cost::What>,
     },
+    /// Have the machine's power button pressed, and see each press
+    Button(button::Args),
     /// Map the counter's page and dump core
     #[command(hide = true)]
     Crash,
@@ -129,6 +132,7 @@ fn main() -> ExitCode {
         Program::Steps(args) => steps::run(&args),
         Program::ReadInto { file } => contend::read_into(&file),
         Program::Cost { what } => cost::run(what.unwrap_or(cost::What::Calls)),
+        Program::Button(args) => button::run(&args),
         Program::Crash => promises::crash(),
     };
     match result {

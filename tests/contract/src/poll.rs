@@ -3,6 +3,7 @@
 //! `poll`, and all that stands on it.
 
 use crate::{
+    button::Button,
     machine::{Device, Log, Masked, a_while, change},
     promises::{fails, open, same},
     sys::{self, Map, Uring, page},
@@ -265,6 +266,27 @@ pub fn without_a_notification_nobody_is_woken() -> anyhow::Result<()> {
     same("edge-triggered", edge.wait(&LONG)?, Said::Readable)?;
     same("level-triggered", level.wait(&LONG)?, Said::Readable)?;
     same("reseeds", log.reseeds()?, 1)
+}
+
+/// Such an interrupt may be what the kernel is reseeded at. It is no notification.
+pub fn an_interrupt_for_others_wakes_nobody() -> anyhow::Result<()> {
+    let file = open()?;
+    let mut button = Button::open()?;
+    let mut log = Log::from_now_on()?;
+    for _ in 0..3 {
+        let edge = Epoll::edge_triggered(&file)?;
+        let masked = Masked::new()?;
+        let value = change()?;
+        button.press()?;
+        same("an interrupt", edge.wait(&SHORT)?, Said::Nothing)?;
+        drop(masked);
+        same("the notification", edge.wait(&LONG)?, Said::Readable)?;
+        a_while();
+        same("the same notification", edge.wait(&NOW)?, Said::Nothing)?;
+        same("reseeds", log.reseeds()?, 1)?;
+        same("read", sys::read(&file)?, value)?;
+    }
+    Ok(())
 }
 
 pub fn edge_triggered_epoll_tells_each_notification_once() -> anyhow::Result<()> {

@@ -96,6 +96,7 @@ promises! { CHANGES:;
         a_look_is_enough_to_reseed
         a_notification_wakes_who_waits
         without_a_notification_nobody_is_woken
+        an_interrupt_for_others_wakes_nobody
         edge_triggered_epoll_tells_each_notification_once
         level_triggered_epoll_tells_until_it_is_read
         io_uring_reads_a_changed_counter

@@ -11,6 +11,7 @@ use rustix::event::PollFlags;
 use rustix::event::Timespec;
 use rustix::event::epoll;
 use std::collections::VecDeque;
+use std::ffi::CString;
 use std::fs;
 use std::fs::File;
 use std::io;
@@ -78,7 +79,13 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn load(module: &str) -> io::Result<()> {
-    Ok(rustix::system::finit_module(File::open(module)?, c"", 0)?)
+    let parameters = fs::read(wire::PARAMETERS).unwrap_or_default();
+    let parameters = CString::new(parameters)?;
+    Ok(rustix::system::finit_module(
+        File::open(module)?,
+        &parameters,
+        0,
+    )?)
 }
 
 /// The device node of a port, once the kernel has it.

@@ -3,7 +3,11 @@
 //! The promises of what happens when the counter changes. The guest programs
 //! know them, and ask for the changes; here they are answered.
 
-use crate::{context::Context, failed, promises, shared::Shared};
+use crate::{
+    context::{Context, PARAMETERS},
+    failed, promises,
+    shared::Shared,
+};
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 use std::{
@@ -70,6 +74,7 @@ impl Guest {
             let mut act = |line: &str| -> Result<()> {
                 let answer = match line {
                     "change" => self.change()?,
+                    "press" => self.press()?,
                     "storm" => {
                         storming.store(true, Relaxed);
                         storm = Some(scope.spawn(|| self.storm(&storming)));
@@ -108,6 +113,12 @@ impl Guest {
             storming.store(false, Relaxed);
             status
         })
+    }
+
+    /// Presses the power button, which is an interrupt of ACPI's, too.
+    fn press(&self) -> Result<u32> {
+        self.vm.qmp(&qmp::system_powerdown {})?;
+        Ok(0)
     }
 
     /// Changes the counter again and again. Returns how often.
@@ -174,7 +185,8 @@ pub fn trials() -> Result<Vec<Trial>> {
         trials.push(Trial::test(format!("changes::{name}"), move || {
             let boot = |context: &Context| {
                 let guest = Guest::boot(context, without_module(Options::default()))?;
-                guest.vm.shell("insmod /vmgenid.ko sysgenid=1")?;
+                let load = format!("insmod /vmgenid.ko {PARAMETERS} sysgenid=1");
+                guest.vm.shell(&load)?;
                 Ok(guest)
             };
             let result = shared.test(boot, |guest| guest.check(&["contract", "promise", &name]));

@@ -64,6 +64,9 @@ impl Context {
 
     /// Boots a guest that has the test programs.
     pub fn boot(&self, mut options: Options) -> Result<Vm> {
+        if options.parameter.is_empty() {
+            options.parameter.extend(parameters());
+        }
         options
             .add
             .extend(["contract", "header", "vmgenid"].map(|name| Add {
@@ -73,6 +76,16 @@ impl Context {
         Vm::boot(&self.host, options)
     }
 }
+
+/// What the environment says that the module is to be loaded with. Who loads it by
+/// `insmod` takes [`PARAMETERS`].
+pub fn parameters() -> Option<String> {
+    let parameters = std::env::var("VMGENID_PARAMETERS").ok();
+    parameters.filter(|parameters| !parameters.is_empty())
+}
+
+/// The same, in a guest's shell.
+pub const PARAMETERS: &str = "$(cat /vmgenid.parameters 2>/dev/null)";
 
 /// Options with a counter of this value.
 pub fn genctr(counter: u32) -> Options {

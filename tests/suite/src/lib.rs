@@ -13,6 +13,7 @@ mod contention;
 mod context;
 mod debian;
 mod draws;
+mod early;
 mod faults;
 mod firmware;
 mod guests;
@@ -39,12 +40,24 @@ use std::process::ExitCode;
 /// Tests of what is the same with every guest kernel, by the beginning of their
 /// names: QEMU and the tool. With other kernels than the tiny one they are shown
 /// as ignored. Here belongs, too, what counts a guest's instructions.
-const TINY_ONLY: [&str; 5] = [
+const TINY_ONLY: [&str; 6] = [
+    "early::an_interrupt_for_others_costs_little",
     "matrix::",
     "qemu::its_own_tests_pass",
     "qemu::without_genctr_the_firmware_tables_",
     "qemu::without_genctr_the_migration_stream_",
     "tool::",
+];
+
+/// What the driver promises whatever it is loaded with: with VMGENID_PARAMETERS in the
+/// environment, the rest is shown as ignored.
+const PARAMETERS: [&str; 6] = [
+    "changes::",
+    "clones::",
+    "contention::",
+    "lifecycle::",
+    "promises::",
+    "reseeds::",
 ];
 
 /// What needs a kernel in which things can be made to fail.
@@ -96,12 +109,13 @@ pub fn main() -> ExitCode {
     }
     // One test spends its time waiting for a guest to grow old.
     args.test_threads = args.test_threads.or(Some(3));
-    let tests: [&[Test]; 18] = [
+    let tests: [&[Test]; 19] = [
         awslc::TESTS,
         checkers::TESTS,
         clones::TESTS,
         command::TESTS,
         debian::TESTS,
+        early::TESTS,
         firmware::TESTS,
         reseeds::TESTS,
         contention::TESTS,
@@ -161,6 +175,7 @@ fn is_ignored(name: &str) -> bool {
     }
     let any = |names: &[&str]| names.iter().any(|start| name.starts_with(start));
     any(&SOAKS)
+        || context::parameters().is_some() && !any(&PARAMETERS)
         || match vm::kernel::default().as_str() {
             "tiny" => any(&[AWAITED, BESIDE, DEBUG_ONLY]),
             "debug" => any(&TINY_ONLY) || any(&[AWAITED, BESIDE]),

@@ -47,6 +47,15 @@ pub fn notify(vm: &Vm, times: u32) -> Result<()> {
         .map(drop)
 }
 
+/// Has the handlers of ACPI's interrupt called, with nothing to do. Returns how long that
+/// took at least, in nanoseconds.
+pub fn interrupt(vm: &Vm, times: u32) -> Result<u32> {
+    let took = vm.shell(&format!(
+        "echo {times} >{FOLDER}/interrupt; cat {FOLDER}/interrupt"
+    ))?;
+    Ok(took.trim().parse()?)
+}
+
 /// A program that goes on in the guest, and what it prints.
 pub struct Background {
     pid: u32,

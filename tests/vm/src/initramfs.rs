@@ -49,6 +49,9 @@ pub fn write(host: &Host, options: &Options, path: &Path) -> Result<()> {
         Err(_) if options.no_module => {}
         Err(e) => return Err(anyhow!("{e}, or do without it: --no-module")),
     }
+    if !options.parameter.is_empty() {
+        archive.text(wire::PARAMETERS, &options.parameter.join(" "))?;
+    }
     for add in &options.add {
         archive.file(&add.guest, &add.host, None)?;
     }
@@ -91,6 +94,17 @@ impl Archive {
             .set_mode_file_type(ModeFileType::Directory)
             .write(&mut self.out, 0)
             .finish()?;
+        Ok(())
+    }
+
+    /// A file that holds this.
+    fn text(&mut self, path: &str, text: &str) -> Result<()> {
+        self.folder(parent(path))?;
+        let entry = Builder::new(path.trim_start_matches('/')).mode(0o644);
+        let entry = entry.set_mode_file_type(ModeFileType::Regular);
+        let mut entry = entry.write(&mut self.out, text.len().try_into()?);
+        entry.write_all(text.as_bytes())?;
+        entry.finish()?;
         Ok(())
     }
 

@@ -27,6 +27,10 @@ pub struct Options {
     /// Do not load the module (it is in the guest, as /vmgenid.ko)
     #[arg(long)]
     pub no_module: bool,
+    /// Load the module with this parameter
+    #[arg(long, value_name = "NAME=VALUE", conflicts_with = "no_module")]
+    #[serde(default)]
+    pub parameter: Vec<String>,
     /// The guest kernel, by the name of its configuration [default: tiny, or
     /// VMGENID_KERNEL of the environment]
     #[arg(long, value_name = "NAME")]

@@ -23,6 +23,9 @@ use std::fmt;
 /// does not change.
 pub const VERSION: u32 = 1;
 
+/// The file in the guest that says what the module is loaded with, if it is there.
+pub const PARAMETERS: &str = "/vmgenid.parameters";
+
 /// How many ports the guest has, and with it how many commands at a time.
 pub const PORTS: usize = 4;
 
