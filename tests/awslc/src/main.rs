@@ -13,7 +13,9 @@ use std::{
     io::Write,
     path::PathBuf,
     sync::Arc,
+    time::Instant,
 };
+use vmgenid::{Counter, Source};
 
 /// AWS-LC's view of the machine. All `unsafe` of this program is here.
 #[expect(unsafe_code, reason = "functions of C that the bindings leave out")]
@@ -60,6 +62,11 @@ struct Args {
     /// Do not wait for AWS-LC, but for this file to be there
     #[arg(long)]
     until: Option<PathBuf>,
+    /// Do not wait for AWS-LC, but for the hypervisor's counter to change, and then
+    /// write down each draw at once, after the nanoseconds since the change was seen:
+    /// AWS-LC ends a process in which its own generation changes while it is at work
+    #[arg(long, conflicts_with = "until")]
+    counter: bool,
 }
 
 fn draw() -> Result<[u8; 16]> {
@@ -88,6 +95,25 @@ fn hex(bytes: &[u8]) -> String {
         .fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
+/// Draws as soon as the counter changes, whatever AWS-LC knows of that.
+fn draw_at_once(args: &Args) -> Result<()> {
+    let counter = Counter::open_path(Source::Vmgenid, Source::Vmgenid.path())?;
+    let mut out = File::create(&args.out).with_context(|| format!("create {:?}", args.out))?;
+    ensure!(ube::active(), "AWS-LC has no device");
+    let last = counter.get();
+    println!("spinning");
+    while counter.get() == last {
+        spin_loop();
+    }
+    let start = Instant::now();
+    for _ in 0..args.draws {
+        let bytes = draw()?;
+        let line = format!("{} {}\n", start.elapsed().as_nanos(), hex(&bytes));
+        out.write_all(line.as_bytes())?;
+    }
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let args = Args::parse();
     let config = ClientConfig::builder()
@@ -101,6 +127,9 @@ fn main() -> Result<()> {
         draw()?;
     }
     hello(&config)?;
+    if args.counter {
+        return draw_at_once(&args);
+    }
     let mut draws = vec![[0; 16]; args.draws];
     let last = ube::generation();
     println!("idle, at {last}, with a device: {}", ube::active());

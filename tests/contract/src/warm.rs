@@ -251,6 +251,10 @@ pub struct Draws {
     /// Read the device first
     #[arg(long)]
     barrier: bool,
+    /// Draw all the time, and do not wait for the counter to change; what is drawn
+    /// before that, or was begun before that, is not written down
+    #[arg(long, conflicts_with = "barrier")]
+    blind: bool,
 }
 
 /// Spins on the mapping; when the counter changes, draws from the kernel again
@@ -265,6 +269,9 @@ pub fn draws(args: &Draws) -> anyhow::Result<()> {
     let mut out = File::create(&part).with_context(|| format!("create {part:?}"))?;
     println!("spinning on {last}");
     let seen = loop {
+        if args.blind {
+            draw(&mut [0; 16])?;
+        }
         match map.load(0) {
             seen if seen != last => break seen,
             _ => spin_loop(),
@@ -279,9 +286,11 @@ pub fn draws(args: &Draws) -> anyhow::Result<()> {
         draw(bytes)?;
         *time = sys::now() - start;
     }
-    for (time, bytes) in &draws {
-        writeln!(out, "{time} {}", hex(bytes))?;
-    }
+    // All at once: the host waits for it.
+    let lines = draws
+        .iter()
+        .map(|(time, bytes)| format!("{time} {}\n", hex(bytes)));
+    out.write_all(lines.collect::<String>().as_bytes())?;
     // Whole, once it has its name.
     std::fs::rename(&part, &args.out).context("rename")
 }
@@ -296,7 +305,8 @@ pub fn draw(bytes: &mut [u8]) -> anyhow::Result<()> {
 
 /// In hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits
+        .filter_map(|digit| char::from_digit(digit.into(), 16))
+        .collect()
 }

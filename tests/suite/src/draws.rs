@@ -5,7 +5,7 @@
 
 use crate::context::wait;
 use anyhow::{Context as _, Result};
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 use vm::Vm;
 
 const OUT: &str = "/tmp/draws";
@@ -27,16 +27,34 @@ pub struct Draws(Vec<(Duration, String)>);
 impl Draws {
     /// Waits for what the process in `vm` draws.
     pub fn of(vm: &Vm) -> Result<Self> {
+        Self::of_file(vm, OUT, "/tmp/draws.err")
+    }
+
+    /// The same, of a process that writes to these.
+    pub fn of_file(vm: &Vm, out: &str, errors: &str) -> Result<Self> {
         let said = wait("the draws", || {
-            let said = vm.shell(&format!("cat {OUT} 2>/dev/null || cat /tmp/draws.err"))?;
+            let said = vm.shell(&format!("cat {out} 2>/dev/null || cat {errors}"))?;
             Ok((!said.starts_with("spinning")).then_some(said))
         })?;
+        said.parse().with_context(|| said)
+    }
+
+    /// When, and what.
+    pub fn all(&self) -> impl Iterator<Item = (Duration, &str)> {
+        self.0.iter().map(|(time, bytes)| (*time, &**bytes))
+    }
+}
+
+impl FromStr for Draws {
+    type Err = anyhow::Error;
+
+    fn from_str(said: &str) -> Result<Self> {
         let draw = |line: &str| -> Result<_> {
             let (time, bytes) = line.split_once(' ').context("not a draw")?;
             Ok((Duration::from_nanos(time.parse()?), bytes.into()))
         };
         let draws: Result<_> = said.lines().map(draw).collect();
-        draws.map(Self).with_context(|| said)
+        draws.map(Self)
     }
 }
 

@@ -7,6 +7,7 @@
 //! same on every host. What several CPUs do at once cannot be counted so: what
 //! clones draw without and with the barrier is shown as it was observed.
 
+mod early;
 mod growth;
 mod pictures;
 mod report;
@@ -132,9 +133,11 @@ fn measure(context: &Context) -> Result<Report> {
         report.timelines.push(timeline(context, barrier)?);
     }
     report.growth = growth::measure(context)?;
+    eprintln!("the reseed, by how early it comes");
+    report.early = early::measure(context)?;
 
     eprintln!("what clones draw (a guest has to grow old first)");
-    let mut vm = context.boot(clones::two_cpus())?;
+    let mut vm = context.boot(without_early_look())?;
     await_random(&vm)?;
     clones::await_old_age(&vm)?;
     for barrier in [false, true] {
@@ -147,6 +150,14 @@ fn measure(context: &Context) -> Result<Report> {
         report.draws.push(report::Draws::new(barrier, &draws));
     }
     Ok(report)
+}
+
+/// What the barrier is for is seen better so.
+fn without_early_look() -> Options {
+    Options {
+        parameter: vec!["early_look=0".into()],
+        ..clones::two_cpus()
+    }
 }
 
 fn with_or_without(barrier: bool) -> &'static str {
@@ -238,7 +249,7 @@ fn vmclock(context: &Context) -> Result<String> {
 /// (On the one CPU of a guest whose instructions are counted, the kernel goes first,
 /// and there is nothing to see.)
 fn timeline(context: &Context, barrier: bool) -> Result<Timeline> {
-    let mut vm = vmforks::boot(context, clones::two_cpus())?;
+    let mut vm = vmforks::boot(context, without_early_look())?;
     let mut argv = vec!["contract", "cost", "timeline", "--out", "/tmp/timeline"];
     argv.extend(barrier.then_some("--barrier"));
     vm.spawn(argv, "/tmp/timeline.err")?;

@@ -3,6 +3,7 @@
 //! The results as SVG pictures.
 
 use super::{
+    early::{self, Sum},
     report::{BIN, Report, number},
     save,
 };
@@ -49,7 +50,8 @@ pub fn draw(report: &Report, folder: &Path) -> Result<()> {
     };
     draw("calls.svg", &|root| calls(report, root))?;
     draw("restore.svg", &|root| timelines(report, root))?;
-    draw("draws.svg", &|root| draws(report, root))
+    draw("draws.svg", &|root| draws(report, root))?;
+    draw("early.svg", &|root| reseeds(report, root))
 }
 
 type Root<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
@@ -248,4 +250,67 @@ fn draws(report: &Report, root: &Root) -> Result<()> {
         .background_style(WHITE)
         .draw()
         .map_err(plot)
+}
+
+/// Where "not at all" is on a logarithmic scale, in milliseconds.
+const NEVER: f64 = 0.001;
+
+/// Side by side, for each process: the share of the pairs of clones that have nothing in
+/// common any more.
+fn reseeds(report: &Report, root: &Root) -> Result<()> {
+    let title = "Of two clones of a machine: the share of pairs that draw nothing alike any more";
+    let root = root.titled(title, ("sans-serif", 20)).map_err(plot)?;
+    let colours = [BLACK.mix(0.6), WITHOUT.mix(1.0), OURS.mix(1.0)];
+    let panels = root.split_evenly((1, early::PROCESSES.len()));
+    for (panel, process) in panels.iter().zip(early::PROCESSES) {
+        let mut chart = ChartBuilder::on(panel)
+            .caption(process, ("sans-serif", 14))
+            .margin(8)
+            .x_label_area_size(40)
+            .y_label_area_size(44)
+            .build_cartesian_2d((NEVER..1000.0).log_scale(), 0f64..1.02)
+            .map_err(plot)?;
+        chart
+            .configure_mesh()
+            .x_desc("milliseconds after the restore (as observed, TCG)")
+            .x_labels(7)
+            .x_label_formatter(&|time| match *time <= NEVER {
+                true => "0".into(),
+                false => format!("{time}"),
+            })
+            .y_label_formatter(&|share| format!("{:.0} %", 100.0 * share))
+            .light_line_style(TRANSPARENT)
+            .draw()
+            .map_err(plot)?;
+        for (driver, colour) in early::DRIVERS.into_iter().zip(colours) {
+            let cells = report.early.iter();
+            let sum =
+                Sum::of(cells.filter(|cell| cell.driver == driver && cell.process == process));
+            if sum.pairs == 0 {
+                continue;
+            }
+            let mut points = Vec::new();
+            for (n, time) in sum.times.iter().enumerate() {
+                let time = time.max(NEVER);
+                points.push((time, n as f64 / sum.pairs as f64));
+                points.push((time, (n + 1) as f64 / sum.pairs as f64));
+            }
+            points.push((1000.0, 1.0));
+            chart
+                .draw_series(LineSeries::new(points, colour.stroke_width(2)))
+                .map_err(plot)?
+                .label(driver)
+                .legend(move |(x, y)| {
+                    PathElement::new([(x, y), (x + 12, y)], colour.stroke_width(2))
+                });
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerRight)
+            .border_style(BLACK.mix(0.3))
+            .background_style(WHITE)
+            .draw()
+            .map_err(plot)?;
+    }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 //! The results, and the files that are made of them.
 
-use super::{pictures, rows, save};
+use super::{early, pictures, rows, save};
 use crate::draws;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -80,6 +80,8 @@ pub struct Report {
     pub growth: Vec<Growth>,
     /// As observed, in this run: not for comparison.
     pub draws: Vec<Draws>,
+    #[serde(default)]
+    pub early: Vec<early::Cell>,
 }
 
 /// What happened when after a restore, in microseconds, as observed.
@@ -295,7 +297,67 @@ impl Report {
             );
             text.push('\n');
         }
+        self.early_table(&mut text);
         text
+    }
+
+    /// How much clones have in common, for each driver, process and machine.
+    fn early_table(&self, text: &mut String) {
+        *text += "What two clones of a machine draw alike after a restore, and until when, in \
+            milliseconds since the process goes on (as observed, TCG): median, 99th percentile, \
+            worst\n\n";
+        let _ = writeln!(
+            text,
+            "| process | driver | machine, CPUs | pairs with any | draws alike | until, ms | ended itself |\n\
+             | --- | --- | --- | ---: | ---: | ---: | ---: |"
+        );
+        for process in early::PROCESSES {
+            for driver in early::DRIVERS {
+                let cells = self.early.iter();
+                let cells: Vec<_> = cells
+                    .filter(|cell| cell.process == process && cell.driver == driver)
+                    .collect();
+                let mut row = |machine: String, sum: early::Sum| {
+                    let counts = early::spread(&sum.counts).map(number);
+                    let times = early::spread(&sum.times).map(|time| format!("{time:.3}"));
+                    let _ = writeln!(
+                        text,
+                        "| {process} | {driver} | {machine} | {} of {} | {} | {} | {} |",
+                        sum.with,
+                        sum.pairs,
+                        counts.join(", "),
+                        times.join(", "),
+                        sum.aborted
+                    );
+                };
+                if !cells.is_empty() {
+                    row("all".into(), early::Sum::of(cells.iter().copied()));
+                }
+                for cell in cells {
+                    row(
+                        format!("{}, {}", cell.machine, cell.cpus),
+                        early::Sum::of([cell]),
+                    );
+                }
+            }
+        }
+        text.push('\n');
+        let mean = |process, driver| {
+            let cells = self.early.iter();
+            early::Sum::of(cells.filter(|cell| cell.process == process && cell.driver == driver))
+                .mean()
+        };
+        let (by_notification, with) = (
+            mean(early::BLIND, early::BY_NOTIFICATION),
+            mean(early::BLIND, early::WITH),
+        );
+        let _ = writeln!(
+            text,
+            "{}: on average {with:.3} ms with the early look, {by_notification:.3} ms by the \
+             notification: 1/{:.0} of it.",
+            early::BLIND,
+            by_notification / with.max(f64::MIN_POSITIVE)
+        );
     }
 }
 
