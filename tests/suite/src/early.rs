@@ -25,6 +25,7 @@ tests! {
     it_is_there_while_the_device_is_bound
     ten_thousand_other_interrupts_do_nothing
     rtnl_in_other_hands_holds_up_no_interrupt
+    it_claims_only_what_is_its_own
     unbinding_in_the_middle_of_interrupts_loses_nothing
     hardware_reduced_acpi_has_no_early_look
     an_interrupt_for_others_costs_little
@@ -211,6 +212,34 @@ fn rtnl_in_other_hands_holds_up_no_interrupt(context: &Context) -> Result<()> {
     notify(&guest.vm, 1)?;
     expect_count(&guest.vm, 1)?;
     no_splat(&guest.vm)
+}
+
+/// The kernel counts interrupts that nobody claims, and shuts a line that has too many.
+fn it_claims_only_what_is_its_own(context: &Context) -> Result<()> {
+    let guest = boot(context, options())?;
+    let vm = &guest.vm;
+    let irq = vm.shell("awk -F: '/ acpi/ { print $1 }' /proc/interrupts")?;
+    // When the last one was that nobody claimed.
+    let unclaimed = || vm.shell(&format!("grep last /proc/irq/{}/spurious", irq.trim()));
+
+    let before = unclaimed()?;
+    vmforks::interrupt(vm, 10)?;
+    let nothing_new = unclaimed()?;
+    ensure!(
+        nothing_new != before,
+        "it claims what is for nobody: {before}"
+    );
+
+    vm.shell(&format!("echo mask >{GPE}; sleep 1"))?;
+    guest.change()?;
+    vmforks::interrupt(vm, 1)?;
+    let new = unclaimed()?;
+    ensure!(
+        new == nothing_new,
+        "it does not claim what it reseeds for: {new}"
+    );
+    wait("a reseed", || Ok((count(vm)? > 0).then_some(())))?;
+    expect_count(vm, 1)
 }
 
 /// Buttons and changes at any moment, while the device comes and goes.
