@@ -44,9 +44,14 @@ pub struct Cell {
     pub cpus: u16,
     pub driver: String,
     pub process: String,
-    /// For each two clones: how many draws are in both, and until when, in milliseconds
-    /// since the process was restored.
-    pub pairs: Vec<(u32, f64)>,
+    /// How many draws were written down. Where so many are in both, the time is the least
+    /// that it was.
+    pub draws: u32,
+    /// How many clones were compared with the one before.
+    pub pairs: usize,
+    /// Of those with any draws in common: how many, and until when, in milliseconds since
+    /// the process was restored.
+    pub alike: Vec<(u32, f64)>,
     /// How many times the process ended itself, as AWS-LC does if its generation changes
     /// while it is at work.
     pub aborted: u32,
@@ -122,14 +127,15 @@ impl Guest {
     }
 
     fn measure(&mut self, process: &'static str) -> Result<Cell> {
-        let program = match process {
-            SPINNER => "contract draws --out /tmp/draws",
-            BLIND => "contract draws --blind --out /tmp/draws",
-            _ => "awslc --counter --draws 1500 --out /tmp/part",
+        let (program, draws) = match process {
+            SPINNER => ("contract draws --out /tmp/draws --count", 16_000),
+            BLIND => ("contract draws --blind --out /tmp/draws --count", 16_000),
+            _ => ("awslc --counter --out /tmp/part --draws", 1500),
         };
         // What a process that ended itself has written down is good, too.
-        let script =
-            format!("{program} || echo aborted; test -e /tmp/draws || mv /tmp/part /tmp/draws");
+        let script = format!(
+            "{program} {draws} || echo aborted; test -e /tmp/draws || mv /tmp/part /tmp/draws"
+        );
         self.vm.spawn(["sh", "-c", &script], "/tmp/said")?;
         let said = |vm: &Vm| vm.shell("cat /tmp/said");
         wait("the process spins", || {
@@ -142,16 +148,17 @@ impl Guest {
         };
         self.vm.snapshot(&snapshot.parse()?)?;
 
-        let (mut pairs, mut aborted) = (Vec::new(), 0);
+        let (mut pairs, mut alike, mut aborted) = (0, Vec::new(), 0);
         let mut last: Option<Draws> = None;
         for _ in 0..RESTORES {
             self.restore(snapshot)?;
-            let draws = Draws::of_file(&self.vm, "/tmp/draws", "/tmp/said")?;
+            let drawn = Draws::of_file(&self.vm, "/tmp/draws", "/tmp/said")?;
             aborted += u32::from(said(&self.vm)?.contains("aborted"));
             if let Some(last) = &last {
-                pairs.push(in_common(last, &draws));
+                pairs += 1;
+                alike.extend(Some(in_common(last, &drawn)).filter(|&(count, _)| count > 0));
             }
-            last = Some(draws);
+            last = Some(drawn);
         }
         self.vm.shell("rm -f /tmp/draws /tmp/said")?;
         Ok(Cell {
@@ -159,7 +166,9 @@ impl Guest {
             cpus: self.cpus,
             driver: self.driver.into(),
             process: process.into(),
+            draws,
             pairs,
+            alike,
             aborted,
         })
     }
@@ -220,6 +229,8 @@ pub struct Sum {
     pub pairs: usize,
     /// How many pairs have anything in common.
     pub with: usize,
+    /// How many have all in common that was written down.
+    pub all: usize,
     /// Of all pairs, sorted: how many draws, and for how long.
     pub counts: Vec<f64>,
     pub times: Vec<f64>,
@@ -228,17 +239,26 @@ pub struct Sum {
 
 impl Sum {
     pub fn of<'a>(cells: impl IntoIterator<Item = &'a Cell>) -> Self {
-        let (mut counts, mut times, mut aborted) = (Vec::new(), Vec::new(), 0);
+        let (mut counts, mut times) = (Vec::new(), Vec::new());
+        let (mut all, mut aborted) = (0, 0);
+        let (mut pairs, mut with) = (0, 0);
         for cell in cells {
-            counts.extend(cell.pairs.iter().map(|&(count, _)| f64::from(count)));
-            times.extend(cell.pairs.iter().map(|&(_, time)| time));
+            counts.extend(cell.alike.iter().map(|&(count, _)| f64::from(count)));
+            times.extend(cell.alike.iter().map(|&(_, time)| time));
+            pairs += cell.pairs;
+            with += cell.alike.len();
+            let to_the_end = |&&(count, _): &&(u32, f64)| count == cell.draws;
+            all += cell.alike.iter().filter(to_the_end).count();
             aborted += cell.aborted;
         }
+        counts.resize(pairs, 0.0);
+        times.resize(pairs, 0.0);
         counts.sort_by(f64::total_cmp);
         times.sort_by(f64::total_cmp);
         Self {
-            pairs: counts.len(),
-            with: counts.iter().filter(|&&count| count > 0.0).count(),
+            pairs,
+            with,
+            all,
             counts,
             times,
             aborted,
@@ -266,8 +286,8 @@ impl std::fmt::Display for Sum {
         let times = spread(&self.times);
         write!(
             f,
-            "{} of {} pairs, draws {counts:.0?}, ms {times:.3?}, aborted {}",
-            self.with, self.pairs, self.aborted
+            "{} of {} pairs ({} to the end), draws {counts:.0?}, ms {times:.3?}, aborted {}",
+            self.with, self.pairs, self.all, self.aborted
         )
     }
 }

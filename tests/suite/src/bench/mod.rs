@@ -36,6 +36,13 @@ struct Cli {
     /// The folder for the results
     #[arg(long)]
     out: PathBuf,
+    /// Measure nothing, but make the table and the pictures of the results in there
+    #[arg(long)]
+    again: bool,
+    /// Do not measure how early the reseed comes, which takes most of the time, but keep
+    /// that of the results in there
+    #[arg(long, conflicts_with = "again")]
+    keep_early: bool,
 }
 
 /// How many clones a timeline is the median of.
@@ -94,9 +101,16 @@ fn built_in_tree(context: &Context, path: &str) -> Result<PathBuf> {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let run = || -> Result<()> {
+        if cli.again {
+            return Report::load(&cli.out)?.write(&cli.out);
+        }
         vm::interrupt::catch()?;
         let context = Context::new()?;
-        let report = measure(&context)?;
+        let early = match cli.keep_early {
+            true => Some(Report::load(&cli.out)?.early),
+            false => None,
+        };
+        let report = measure(&context, early)?;
         context.reports.judge(Ok(()))?;
         report.write(&cli.out)
     };
@@ -109,7 +123,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn measure(context: &Context) -> Result<Report> {
+fn measure(context: &Context, early: Option<Vec<early::Cell>>) -> Result<Report> {
     let mut report = Report::default();
     for driver in Driver::ALL {
         eprintln!("measuring: {}", driver.title());
@@ -134,7 +148,10 @@ fn measure(context: &Context) -> Result<Report> {
     }
     report.growth = growth::measure(context)?;
     eprintln!("the reseed, by how early it comes");
-    report.early = early::measure(context)?;
+    report.early = match early {
+        Some(early) => early,
+        None => early::measure(context)?,
+    };
 
     eprintln!("what clones draw (a guest has to grow old first)");
     let mut vm = context.boot(without_early_look())?;

@@ -178,6 +178,13 @@ impl Report {
         }
     }
 
+    /// What was written there.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let json = folder.join("results.json");
+        let results = fs::read(&json).with_context(|| format!("read {}", json.display()))?;
+        serde_json::from_slice(&results).with_context(|| json.display().to_string())
+    }
+
     /// Writes all files, and says what has changed since they were last written.
     pub fn write(mut self, folder: &Path) -> Result<()> {
         self.add_limits();
@@ -188,17 +195,15 @@ impl Report {
             .collect();
         ensure!(missing.is_empty(), "not measured: {}", missing.join("; "));
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-        let json = folder.join("results.json");
-        if let Ok(before) = fs::read(&json) {
-            match serde_json::from_slice::<Self>(&before) {
-                Ok(before) => eprintln!("{}", self.compared_with(&before)),
-                Err(_) => eprintln!("the results before are of another form"),
-            }
+        match Self::load(folder) {
+            Ok(before) => eprintln!("{}", self.compared_with(&before)),
+            Err(err) => eprintln!("there is nothing to compare it with: {err:#}"),
         }
         let table = self.table();
         print!("{table}");
         save(&folder.join("results.md"), &table)?;
         pictures::draw(&self, folder)?;
+        let json = folder.join("results.json");
         save(&json, &(serde_json::to_string_pretty(&self)? + "\n"))
     }
 
@@ -305,11 +310,12 @@ impl Report {
     fn early_table(&self, text: &mut String) {
         *text += "What two clones of a machine draw alike after a restore, and until when, in \
             milliseconds since the process goes on (as observed, TCG): median, 99th percentile, \
-            worst\n\n";
+            worst. \"To the end\": pairs that drew all alike as long as they were looked at, \
+            so that the time is the least that it was.\n\n";
         let _ = writeln!(
             text,
-            "| process | driver | machine, CPUs | pairs with any | draws alike | until, ms | ended itself |\n\
-             | --- | --- | --- | ---: | ---: | ---: | ---: |"
+            "| process | driver | machine, CPUs | pairs with any | to the end | draws alike | until, ms | ended itself |\n\
+             | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
         );
         for process in early::PROCESSES {
             for driver in early::DRIVERS {
@@ -322,9 +328,10 @@ impl Report {
                     let times = early::spread(&sum.times).map(|time| format!("{time:.3}"));
                     let _ = writeln!(
                         text,
-                        "| {process} | {driver} | {machine} | {} of {} | {} | {} | {} |",
+                        "| {process} | {driver} | {machine} | {} of {} | {} | {} | {} | {} |",
                         sum.with,
                         sum.pairs,
+                        sum.all,
                         counts.join(", "),
                         times.join(", "),
                         sum.aborted
@@ -342,21 +349,21 @@ impl Report {
             }
         }
         text.push('\n');
-        let mean = |process, driver| {
+        let mean = |driver| {
             let cells = self.early.iter();
-            early::Sum::of(cells.filter(|cell| cell.process == process && cell.driver == driver))
-                .mean()
+            let blind = cells.filter(|cell| cell.process == early::BLIND && cell.driver == driver);
+            early::Sum::of(blind).mean()
         };
-        let (by_notification, with) = (
-            mean(early::BLIND, early::BY_NOTIFICATION),
-            mean(early::BLIND, early::WITH),
-        );
+        let (with, by_notification) = (mean(early::WITH), mean(early::BY_NOTIFICATION));
+        let ratio = match with > 0.0 {
+            true => format!("1/{:.0} of it", by_notification / with),
+            false => "nothing of it".into(),
+        };
         let _ = writeln!(
             text,
-            "{}: on average {with:.3} ms with the early look, {by_notification:.3} ms by the \
-             notification: 1/{:.0} of it.",
+            "{}, on average: {by_notification:.3} ms by the notification, {with:.3} ms with the \
+             early look: {ratio}.",
             early::BLIND,
-            by_notification / with.max(f64::MIN_POSITIVE)
         );
     }
 }
