@@ -215,7 +215,7 @@ impl Report {
                 if let Some(was) = before.get(row, column) {
                     let change = (value - was).abs() / was.abs().max(1.0);
                     if change > most.0 {
-                        most = (change, format!("{row}, {column}: {was} was {value}"));
+                        most = (change, format!("{row}, {column}: {value} was {was}"));
                     }
                 }
             }
