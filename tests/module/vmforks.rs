@@ -255,15 +255,18 @@ mod injectable {
 
     #[used]
     #[link_section = "_error_injection_whitelist"]
-    static ENTRIES: [Entry; 8] = entries! {
+    static ENTRIES: [Entry; 11] = entries! {
         __devm_add_action: EI_ETYPE_ERRNO,
         __platform_driver_register: EI_ETYPE_ERRNO,
         acpi_dev_install_notify_handler: EI_ETYPE_ERRNO,
         // Its status 1 is `AE_ERROR`.
         acpi_evaluate_object: EI_ETYPE_TRUE,
         acpi_get_handle: EI_ETYPE_TRUE,
+        acpi_gsi_to_irq: EI_ETYPE_ERRNO,
+        kthread_create_worker_on_node: EI_ETYPE_ERRNO,
         memremap: EI_ETYPE_NULL,
         misc_register: EI_ETYPE_ERRNO,
+        request_threaded_irq: EI_ETYPE_ERRNO,
         vm_iomap_memory: EI_ETYPE_ERRNO,
     };
 }

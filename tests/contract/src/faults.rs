@@ -182,8 +182,17 @@ fn reads(
 /// What the driver has said of what it does without.
 fn warnings(log: &mut Log) -> anyhow::Result<Vec<String>> {
     let mut lines = log.lines()?;
-    lines.retain(|line| line.contains("reseeding only") || line.contains("no generation ID"));
+    let said = ["reseeding only", "no generation ID", NO_EARLY_LOOK];
+    lines.retain(|line| said.iter().any(|said| line.contains(said)));
     Ok(lines)
+}
+
+const NO_EARLY_LOOK: &str = "no early look";
+
+/// Whether the driver shares ACPI's interrupt.
+fn looks_early() -> anyhow::Result<bool> {
+    let interrupts = fs::read_to_string("/proc/interrupts")?;
+    Ok(interrupts.lines().any(|line| line.ends_with(", vmgenid")))
 }
 
 /// What became of a probe; an error if that cannot be.
@@ -192,10 +201,20 @@ fn outcome(device: &Device, log: &mut Log) -> anyhow::Result<&'static str> {
     let registered = Path::new("/sys/class/misc/vmgenid").exists();
     let node = Path::new(NODE).exists();
     let warnings = warnings(log)?;
+    let without = warnings.iter().any(|line| line.contains(NO_EARLY_LOOK));
+    ensure!(
+        looks_early()? == (bound && !without),
+        "bound: {bound}, but it looks early: {}; {warnings:?}",
+        looks_early()?
+    );
     Ok(match (bound, registered, node, warnings.len()) {
         (true, true, true, 0) => {
             plain()?;
             "bound, all there"
+        }
+        (true, true, true, 1) if without => {
+            plain()?;
+            "bound without the early look, one line"
         }
         // The kernel's own part, devtmpfs, does without a word.
         (true, true, false, 0) => "bound, but devtmpfs has no node",

@@ -85,6 +85,7 @@ fn probes(context: &Context, walk: &str, floor: u32) -> Result<()> {
     let outcomes = [
         "not bound",
         "bound without a node, one line",
+        "bound without the early look, one line",
         "bound, all there",
     ];
     let count = faults(&said, &outcomes)?;
@@ -138,6 +139,8 @@ struct Failing {
 }
 
 const ENOMEM: i32 = 12;
+const EBUSY: i32 = 16;
+const EINVAL: i32 = 22;
 
 fn each_registration_that_fails_has_its_outcome(context: &Context) -> Result<()> {
     let vm = boot(context, genctr(42))?;
@@ -150,6 +153,7 @@ fn each_registration_that_fails_has_its_outcome(context: &Context) -> Result<()>
     };
     let (enomem, insmod, bind) = (Some(ENOMEM), false, true);
     let without = "bound without a node, one line";
+    let late = "bound without the early look, one line";
     let all = [
         failing(
             "__platform_driver_register",
@@ -181,6 +185,9 @@ fn each_registration_that_fails_has_its_outcome(context: &Context) -> Result<()>
         ),
         failing("__devm_add_action", enomem, 1, bind, "not bound, 12"),
         failing("misc_register", enomem, 1, bind, without),
+        failing("acpi_gsi_to_irq", Some(EINVAL), 1, bind, late),
+        failing("kthread_create_worker_on_node", enomem, 1, bind, late),
+        failing("request_threaded_irq", Some(EBUSY), 1, bind, late),
     ];
     for failing in &all {
         let function = failing.function;
