@@ -50,11 +50,12 @@ declare -A locked=()
 lock() {
 	local fd
 	[ -z "${locked[$1]-}" ] || return 0
-	locked[$1]=yes
 	exec {fd}>"$cache/$1.lock"
-	flock -n "$fd" && return
-	say "waiting for another build of $1 to end"
-	flock "$fd"
+	if ! flock -n "$fd"; then
+		say "waiting for another build of $1 to end"
+		flock "$fd" || die "the wait for $cache/$1.lock was interrupted; the same command starts it again"
+	fi
+	locked[$1]=yes
 }
 
 # step LABEL LOG COMMAND...: runs COMMAND with its output in LOG, shows that it
