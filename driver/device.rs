@@ -59,7 +59,7 @@ pub(crate) struct Wishes {
 /// A bound device. It has a node if it has a counter, and another one if that was asked for.
 ///
 /// At unbind, the driver core drops this first, and with it the nodes. Then devres removes the
-/// handler of the interrupt and its thread, and the notify handler, and waits for running ones:
+/// handler of the interrupt and its threads, and the notify handler, and waits for running ones:
 /// nothing is called after that. The generation ID stays in [`known::Known`] until the module is
 /// unloaded, which open files and mappings prevent.
 pub(crate) struct VmGenId {

@@ -8,10 +8,16 @@
 //! which event it was, a work queue evaluates the firmware's code for it, and another work queue
 //! calls who is notified. A handler that shares the interrupt can look at the ID at once.
 //!
-//! It only looks. What is to be done then takes the thread: the reseed may sleep, and the vmfork
+//! It only looks. What is to be done then takes a thread: the reseed may sleep, and the vmfork
 //! notifiers wait for `rtnl_lock`. That thread is not the interrupt's: the line is masked until
 //! all of its threads are done, and a machine whose power button does nothing as long as somebody
 //! holds `rtnl_lock` is worse off than before.
+//!
+//! There is one on each CPU, and a new ID wakes them all. The first one to come reseeds, wherever
+//! it is. The others wait for it in the mutex of the reseed rule, which spins while its owner runs:
+//! so what they have preempted is not back before the reseed is over. That is as good as the
+//! kernel's mutexes are at it, and no better. If the owner has to sleep (for `rtnl_lock`, say) or is
+//! preempted, by its host, too, they sleep, and what would draw there goes on.
 //!
 //! The notification stays what wakes who waits for it, and what catches all that this has missed.
 
@@ -28,7 +34,7 @@ use super::{
         },
         kthread::{
             Task,
-            Thread, //
+            Threads, //
         }, //
     }, //
 };
@@ -45,7 +51,7 @@ use kernel::{
 /// What looks.
 struct Look {
     id: Arc<GenerationId>,
-    reseeder: Thread<GenerationId>,
+    reseeders: Threads<GenerationId>,
 }
 
 impl SharedHandler for Look {
@@ -53,7 +59,7 @@ impl SharedHandler for Look {
         if self.id.is_reseeded() {
             return IrqReturn::None;
         }
-        self.reseeder.wake();
+        self.reseeders.wake();
         IrqReturn::Handled
     }
 }
@@ -78,11 +84,11 @@ pub(crate) fn look(dev: &Device<Bound>, id: &Arc<GenerationId>) {
 
 fn try_look(dev: &Device<Bound>, id: &Arc<GenerationId>) -> Result<(), &'static str> {
     let line = acpi::event_interrupt()?;
-    let look = Thread::new(crate::NAME, id.clone())
-        .and_then(|reseeder| {
+    let look = Threads::new(crate::NAME, id.clone())
+        .and_then(|reseeders| {
             let id = id.clone();
-            Ok(Arc::new(Look { id, reseeder }, GFP_KERNEL)?)
+            Ok(Arc::new(Look { id, reseeders }, GFP_KERNEL)?)
         })
-        .map_err(|_| "no thread is to be had")?;
+        .map_err(|_| "no threads are to be had")?;
     irq::register_shared(dev, line, look).map_err(|_| "ACPI's interrupt cannot be shared")
 }

@@ -13,6 +13,8 @@ pub(crate) mod generation_id;
 pub(crate) mod kernel {
     pub(crate) mod acpi;
     #[cfg(CONFIG_VMGENID = "m")]
+    pub(crate) mod cpuhotplug;
+    #[cfg(CONFIG_VMGENID = "m")]
     pub(crate) mod irq;
     #[cfg(CONFIG_VMGENID = "m")]
     pub(crate) mod kthread;

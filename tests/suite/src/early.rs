@@ -35,8 +35,8 @@ tests! {
 const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
 const CPUS_GPE: &str = "/sys/firmware/acpi/interrupts/gpe02";
 
-/// The processes of that name: the thread that reseeds.
-const THREADS: &str = "ps -o pid,comm | awk '$2 == \"vmgenid\" { print $1 }'";
+/// The processes of that name: the threads that reseed, one on each CPU.
+const THREADS: &str = "ps -o pid,comm | awk '$2 ~ /^vmgenid\\// { print $1 }'";
 
 /// The parameter that turns it off.
 const OFF: &str = "early_look=0";
@@ -59,6 +59,12 @@ fn sharers(vm: &Vm) -> Result<String> {
         .shell("awk '/ acpi/ { sub(/.*fasteoi */, \"\"); print }' /proc/interrupts")?
         .trim()
         .into())
+}
+
+/// The number of ACPI's interrupt.
+fn irq(vm: &Vm) -> Result<u32> {
+    let irq = vm.shell("awk -F: '/ acpi/ { print $1 }' /proc/interrupts")?;
+    Ok(irq.trim().parse()?)
 }
 
 /// A change that no interrupt tells of; then one that is for the power button.
@@ -116,7 +122,7 @@ fn it_is_there_while_the_device_is_bound(context: &Context) -> Result<()> {
     for _ in 0..20 {
         let said = (sharers(&vm)?, lines(&vm, &threads)?);
         ensure!(
-            said == ("acpi, vmgenid".into(), vec!["1".into()]),
+            said == ("acpi, vmgenid".into(), vec!["2".into()]),
             "bound: {said:?}"
         );
         vm.shell(&format!("echo {device} >{driver}/unbind"))?;
@@ -127,12 +133,27 @@ fn it_is_there_while_the_device_is_bound(context: &Context) -> Result<()> {
         );
         vm.shell(&format!("echo {device} >{driver}/bind"))?;
     }
+    let threads = threads_of(&vm)?;
+    ensure!(threads == ["0 on 0", "1 on 1"], "the threads: {threads:?}");
     // As urgent as threads of interrupts are: SCHED_FIFO, 50.
-    let stat = vm.shell(&format!("cat /proc/$({THREADS})/stat"))?;
-    let stat: Vec<_> = stat.split_whitespace().collect();
-    let [priority, policy] = [39, 40].map(|n| stat.get(n).copied().unwrap_or_default());
-    ensure!((priority, policy) == ("50", "1"), "its stat: {stat:?}");
+    let stats = format!("for p in $({THREADS}); do cat /proc/$p/stat; done");
+    for stat in lines(&vm, &stats)? {
+        let stat: Vec<_> = stat.split_whitespace().collect();
+        let [priority, policy] = [39, 40].map(|n| stat.get(n).copied().unwrap_or_default());
+        ensure!((priority, policy) == ("50", "1"), "its stat: {stat:?}");
+    }
     no_splat(&vm)
+}
+
+/// The threads, and which CPUs each may run on.
+fn threads_of(vm: &Vm) -> Result<Vec<String>> {
+    let script = format!(
+        "for p in $({THREADS}); do \
+            awk '/^Name:/ {{ sub(\".*/\", \"\"); name = $0 }} \
+                /^Cpus_allowed_list:/ {{ print name, \"on\", $2 }}' /proc/$p/status; \
+        done | sort"
+    );
+    lines(vm, &script)
 }
 
 fn ten_thousand_other_interrupts_do_nothing(context: &Context) -> Result<()> {
@@ -199,13 +220,14 @@ fn rtnl_in_other_hands_holds_up_no_interrupt(context: &Context) -> Result<()> {
     guest.vm.qmp(&stop {})?;
     guest.change()?;
     guest.vm.qmp(&cont {})?;
-    let thread = &format!("awk '{{ print $3 }}' /proc/$({THREADS})/stat");
-    wait("the thread waits", || {
-        Ok((guest.vm.shell(thread)?.trim() == "D").then_some(()))
+    let states = format!("for p in $({THREADS}); do awk '{{ print $3 }}' /proc/$p/stat; done");
+    let waiting = || Ok(lines(&guest.vm, &states)? == ["D", "D"]);
+    wait("the threads wait", || {
+        waiting().map(|waiting| waiting.then_some(()))
     })?;
     guest.check(&["contract", "button", "--presses", "100"])?;
     expect_count(&guest.vm, 0)?;
-    ensure!(guest.vm.shell(thread)?.trim() == "D", "it did not wait");
+    ensure!(waiting()?, "they did not wait");
 
     holder.kill(&guest.vm)?;
     wait("a reseed", || Ok((count(&guest.vm)? > 0).then_some(())))?;
@@ -218,9 +240,9 @@ fn rtnl_in_other_hands_holds_up_no_interrupt(context: &Context) -> Result<()> {
 fn it_claims_only_what_is_its_own(context: &Context) -> Result<()> {
     let guest = boot(context, options())?;
     let vm = &guest.vm;
-    let irq = vm.shell("awk -F: '/ acpi/ { print $1 }' /proc/interrupts")?;
+    let irq = irq(vm)?;
     // When the last one was that nobody claimed.
-    let unclaimed = || vm.shell(&format!("grep last /proc/irq/{}/spurious", irq.trim()));
+    let unclaimed = || vm.shell(&format!("grep last /proc/irq/{irq}/spurious"));
 
     let before = unclaimed()?;
     vmforks::interrupt(vm, 10)?;
