@@ -8,6 +8,7 @@
 //!   WireGuard's does.
 //! - `hold_rtnl`: who writes a number of milliseconds holds `rtnl_lock` that long, or until a signal
 //!   comes. Whether somebody holds it in this way: what is read.
+//! - `spin`: for how many milliseconds our notifier computes from now on, before it does that.
 //! - `notify`: who writes a number sends that many ACPI notifications, as QEMU's GPE does, but with
 //!   no change of the ID. They have been handled when the write returns.
 //! - `took`: how long after the last of these the notifiers were last called, in nanoseconds.
@@ -34,6 +35,7 @@ use kernel::{
     },
     fmt,
     prelude::*,
+    processor::cpu_relax,
     sync::atomic::{
         Atomic,
         Relaxed, //
@@ -53,6 +55,9 @@ fn now() -> i64 {
     // SAFETY: To be called from anywhere.
     unsafe { bindings::ktime_get() }
 }
+
+/// How long our notifier computes, in milliseconds.
+static SPIN: Atomic<u32> = Atomic::new(0);
 
 /// Whether somebody holds `rtnl_lock` through `hold_rtnl`.
 static HELD: Atomic<bool> = Atomic::new(false);
@@ -131,7 +136,11 @@ unsafe extern "C" fn count(
     _action: c_ulong,
     _data: *mut c_void,
 ) -> c_int {
-    AT.store(now(), Relaxed);
+    let start = now();
+    AT.store(start, Relaxed);
+    while now() - start < i64::from(SPIN.load(Relaxed)) * 1_000_000 {
+        cpu_relax();
+    }
     let _rtnl = Rtnl::lock();
     COUNT.fetch_add(1, Relaxed);
     bindings::NOTIFY_DONE as c_int
@@ -255,7 +264,9 @@ mod injectable {
 
     #[used]
     #[link_section = "_error_injection_whitelist"]
-    static ENTRIES: [Entry; 11] = entries! {
+    static ENTRIES: [Entry; 13] = entries! {
+        __cpuhp_setup_state: EI_ETYPE_ERRNO,
+        __cpuhp_state_add_instance: EI_ETYPE_ERRNO,
         __devm_add_action: EI_ETYPE_ERRNO,
         __platform_driver_register: EI_ETYPE_ERRNO,
         acpi_dev_install_notify_handler: EI_ETYPE_ERRNO,
@@ -277,6 +288,8 @@ struct VmForks {
     _count: File<()>,
     #[pin]
     _hold_rtnl: File<()>,
+    #[pin]
+    _spin: File<()>,
     #[pin]
     _notify: File<()>,
     #[pin]
@@ -304,6 +317,14 @@ impl kernel::InPlaceModule for VmForks {
                 (),
                 &|(): &(), f: &mut fmt::Formatter<'_>| writeln!(f, "{}", HELD.load(Relaxed)),
                 &|(): &(), reader: &mut UserSliceReader| hold_rtnl(reader),
+            ),
+            _spin <- dir.write_callback_file(
+                c"spin",
+                (),
+                &|(): &(), reader: &mut UserSliceReader| {
+                    SPIN.store(number(reader)?, Relaxed);
+                    Ok(())
+                },
             ),
             _notify <- dir.write_callback_file(
                 c"notify",

@@ -23,7 +23,7 @@ mod warm;
 
 use anyhow::Context;
 use clap::Parser;
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 /// The device node under test.
 const NODE: &str = "/dev/vmgenid";
@@ -70,6 +70,15 @@ enum Program {
     Readers {
         #[arg(long, default_value_t = 8)]
         threads: usize,
+    },
+    /// Compute, and say when something keeps it from that for so many
+    /// milliseconds; until killed
+    Held {
+        #[arg(long)]
+        ms: u64,
+        /// As a real-time process (SCHED_FIFO) of this priority
+        #[arg(long)]
+        fifo: Option<u8>,
     },
     /// Look at the counter from many sides, and check each time that the reseed
     /// came first; until killed
@@ -126,6 +135,7 @@ fn main() -> ExitCode {
         Program::Stress(args) => stress::run(args),
         Program::Busy(args) => stress::busy(args),
         Program::Readers { threads } => spin::readers(threads),
+        Program::Held { ms, fifo } => spin::held(Duration::from_millis(ms), fifo),
         Program::Contend(args) => contend::run(&args),
         Program::Faults { call } => faults::walk(call),
         Program::Probe { bind } => faults::probe(bind),

@@ -4,7 +4,7 @@
 
 use crate::{NODE, sys, warm};
 use anyhow::{Context, ensure};
-use std::{fs, hint::spin_loop, io::Write, thread};
+use std::{fs, hint::spin_loop, io::Write, thread, time::Duration};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -52,6 +52,22 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             "from {last}: mapped {seen}, read {read}, random {random}, looks {looks}"
         )?;
         last = seen;
+    }
+}
+
+/// Computes. Says when it was kept from that for `least` or longer, without a break.
+pub fn held(least: Duration, fifo: Option<u8>) -> anyhow::Result<()> {
+    if let Some(priority) = fifo {
+        sys::set_fifo(priority).context("SCHED_FIFO")?;
+    }
+    println!("computing");
+    let mut last = sys::now();
+    loop {
+        let now = sys::now();
+        if u128::from(now - last) >= least.as_nanos() {
+            println!("held from {last} to {now}");
+        }
+        last = now;
     }
 }
 

@@ -149,6 +149,15 @@ pub fn now() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// Makes this thread a real-time one, which rustix cannot.
+pub fn set_fifo(priority: u8) -> Result<()> {
+    let param = libc::sched_param {
+        sched_priority: priority.into(),
+    };
+    // SAFETY: The parameter is valid for reading.
+    answer(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &param) } as isize).map(drop)
+}
+
 pub fn page() -> usize {
     rustix::param::page_size()
 }

@@ -23,6 +23,9 @@ tests! {
     a_notification_without_an_interrupt_reseeds
     without_it_an_interrupt_for_others_does_nothing
     it_is_there_while_the_device_is_bound
+    what_runs_on_any_cpu_is_held_until_the_reseed
+    a_cpu_that_comes_and_goes_has_its_thread
+    a_cpu_in_other_hands_holds_up_nobody
     ten_thousand_other_interrupts_do_nothing
     rtnl_in_other_hands_holds_up_no_interrupt
     it_claims_only_what_is_its_own
@@ -154,6 +157,115 @@ fn threads_of(vm: &Vm) -> Result<Vec<String>> {
         done | sort"
     );
     lines(vm, &script)
+}
+
+/// Whoever computes there, while another CPU reseeds, is there again only after that.
+fn what_runs_on_any_cpu_is_held_until_the_reseed(context: &Context) -> Result<()> {
+    const MS: u64 = 1_000_000;
+    // Less than the kernel lets real-time threads have at a stretch.
+    let (spin, least) = (800, 400);
+    let guest = boot(context, options())?;
+    let vm = &guest.vm;
+    vmforks::spin(vm, spin)?;
+    let mut computing = Vec::new();
+    for mask in [1, 2] {
+        let held = format!("exec taskset {mask} contract held --ms {least}");
+        computing.push(Background::start(vm, &held)?);
+    }
+    for computing in &computing {
+        computing.await_line(vm, "computing")?;
+    }
+    guest.change()?;
+    wait("a reseed", || Ok((count(vm)? == 1).then_some(())))?;
+
+    let began = vmforks::at(vm)?;
+    let ended = began + spin * MS;
+    for computing in computing {
+        wait("who is held", || {
+            let says = computing.says(vm)?;
+            Ok(says.contains("held from").then_some(()))
+        })?;
+        let said = computing.kill(vm)?;
+        let held = |line: &str| -> Option<u64> {
+            let (from, to) = line.strip_prefix("held from ")?.split_once(" to ")?;
+            let (from, to): (u64, u64) = (from.parse().ok()?, to.parse().ok()?);
+            Some(to.min(ended).saturating_sub(from.max(began)))
+        };
+        let held = said.lines().filter_map(held).max().unwrap_or_default();
+        ensure!(
+            held >= least * MS,
+            "held for {held} ns of the reseed, which began at {began}: {said}"
+        );
+    }
+    no_splat(vm)
+}
+
+/// One that comes online after the driver, one that was offline, and who is left meanwhile.
+fn a_cpu_that_comes_and_goes_has_its_thread(context: &Context) -> Result<()> {
+    let options = Options {
+        smp: Some(3),
+        append: vec!["maxcpus=2".into()],
+        ..genctr(42)
+    };
+    let guest = boot(context, options)?;
+    let vm = &guest.vm;
+    let turn = |cpu: u32, on: u32| {
+        vm.shell(&format!(
+            "echo {on} >/sys/devices/system/cpu/cpu{cpu}/online"
+        ))
+    };
+    let expect = |expected: &[&str]| {
+        let threads = threads_of(vm)?;
+        ensure!(threads == expected, "the threads: {threads:?}");
+        Ok(())
+    };
+    expect(&["0 on 0", "1 on 1"])?;
+    turn(2, 1)?;
+    let all = ["0 on 0", "1 on 1", "2 on 2"];
+    expect(&all)?;
+
+    for n in 1..=5 {
+        turn(1, 0)?;
+        guest.change()?;
+        wait("a reseed", || Ok((count(vm)? == 2 * n - 1).then_some(())))?;
+        turn(1, 1)?;
+        expect(&all)?;
+        guest.change()?;
+        wait("a reseed", || Ok((count(vm)? == 2 * n).then_some(())))?;
+    }
+    no_splat(vm)
+}
+
+/// Whose thread never comes to run there, because of what is more urgent.
+fn a_cpu_in_other_hands_holds_up_nobody(context: &Context) -> Result<()> {
+    let guest = boot(context, options())?;
+    let vm = &guest.vm;
+    // Where ACPI's own thread would be starved, nobody can unbind anything of it. The
+    // interrupt moves with the next one.
+    vm.shell(&format!("echo 1 >/proc/irq/{}/smp_affinity", irq(vm)?))?;
+    let reseeds = |expected| {
+        guest.change()?;
+        wait("a reseed", || Ok((count(vm)? == expected).then_some(())))
+    };
+    reseeds(1)?;
+    let urgent = Background::start(vm, "exec taskset 2 contract held --ms 3600000 --fifo 99")?;
+    urgent.await_line(vm, "computing")?;
+    reseeds(2)?;
+
+    let driver = driver();
+    let rebinding = Background::start(
+        vm,
+        &format!(
+            "device=$(basename {driver}/*:*); \
+             echo $device >{driver}/unbind && echo $device >{driver}/bind && echo done"
+        ),
+    )?;
+    rebinding.await_line(vm, "done")?;
+    reseeds(3)?;
+    urgent.kill(vm)?;
+    guest.check(&["contract", "counter"])?;
+    expect_count(vm, 3)?;
+    no_splat(vm)
 }
 
 fn ten_thousand_other_interrupts_do_nothing(context: &Context) -> Result<()> {

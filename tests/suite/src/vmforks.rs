@@ -41,6 +41,18 @@ pub fn expect_count(vm: &Vm, expected: u32) -> Result<()> {
     Ok(())
 }
 
+/// When the kernel was last reseeded because of us, in nanoseconds of the guest's
+/// monotonic clock.
+pub fn at(vm: &Vm) -> Result<u64> {
+    Ok(vm.shell(&format!("cat {FOLDER}/at"))?.trim().parse()?)
+}
+
+/// Has each reseed take so much longer, in which whoever reseeds computes.
+pub fn spin(vm: &Vm, milliseconds: u64) -> Result<()> {
+    vm.shell(&format!("echo {milliseconds} >{FOLDER}/spin"))
+        .map(drop)
+}
+
 /// Sends notifications without a change, and waits until they were handled.
 pub fn notify(vm: &Vm, times: u32) -> Result<()> {
     vm.shell(&format!("echo {times} >{FOLDER}/notify"))
