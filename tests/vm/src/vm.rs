@@ -238,7 +238,8 @@ impl Vm {
         argv: impl IntoIterator<Item = S>,
         log: &str,
     ) -> Result<u32> {
-        let script = r#""$@" >"$0" 2>&1 </dev/null & echo $!"#;
+        // The log is there when this returns.
+        let script = r#"{ "$@" & } >"$0" 2>&1 </dev/null; echo $!"#;
         let shell = ["sh", "-c", script, log].map(String::from).into_iter();
         let output = self.exec(shell.chain(argv.into_iter().map(Into::into)))?;
         let pid = String::from_utf8_lossy(&output.stdout);
