@@ -4,6 +4,7 @@
 //!
 //! C header: [`include/linux/cpuhotplug.h`](srctree/include/linux/cpuhotplug.h)
 
+use super::static_mutex::StaticMutex;
 use core::mem::transmute;
 use kernel::{
     bindings,
@@ -14,6 +15,7 @@ use kernel::{
         c_uint, //
     },
     prelude::*,
+    static_lock_class,
     sync::Arc,
     types::Opaque, //
 };
@@ -32,33 +34,33 @@ pub(crate) trait Online: Send + Sync + 'static {
 ///
 /// # Invariants
 ///
-/// `node` is an instance of `state`, whose callback is `online::<T>`.
+/// `node` is an instance of `state`.
 #[repr(C)]
 #[pin_data(PinnedDrop)]
-pub(crate) struct Registration<T: Online> {
+pub(crate) struct Registration {
     // It comes first: its address is that of the whole.
     #[pin]
     node: Opaque<bindings::hlist_node>,
     // Dropped after the instance was removed.
     state: State,
-    handler: Arc<T>,
+    handler: Arc<dyn Online>,
 }
 
 // SAFETY: An instance can be removed from any thread; the `Arc` can be sent.
-unsafe impl<T: Online> Send for Registration<T> {}
+unsafe impl Send for Registration {}
 // SAFETY: A shared reference gives access to nothing.
-unsafe impl<T: Online> Sync for Registration<T> {}
+unsafe impl Sync for Registration {}
 
-impl<T: Online> Registration<T> {
+impl Registration {
     /// Calls `handler` for all CPUs that are online, and for those that come online until the result
-    /// is dropped. In the kernel's list of such states it is called `name`.
+    /// is dropped.
     ///
     /// # Errors
     ///
     /// - `ENOMEM`: there is no memory.
-    /// - `ENOSPC`: too many have registered already; the kernel warns of that.
-    pub(crate) fn new(name: &'static CStr, handler: Arc<T>) -> Result<Pin<KBox<Self>>> {
-        let state = State::new(name, online::<T>)?;
+    /// - `ENOSPC`: other drivers have all of the states; the kernel warns of that.
+    pub(crate) fn new(handler: Arc<dyn Online>) -> Result<Pin<KBox<Self>>> {
+        let state = State::get()?;
         let number = state.0;
 
         KBox::try_pin_init(
@@ -81,7 +83,7 @@ impl<T: Online> Registration<T> {
 }
 
 #[pinned_drop]
-impl<T: Online> PinnedDrop for Registration<T> {
+impl PinnedDrop for Registration {
     fn drop(self: Pin<&mut Self>) {
         // This waits for a running callback, so that `handler` is dropped after the last use.
         //
@@ -90,60 +92,85 @@ impl<T: Online> PinnedDrop for Registration<T> {
     }
 }
 
-/// A state that CPUs go through when they come online.
+/// The state that CPUs go through when they come online, as long as it has users. There are few
+/// states for all drivers, so the registrations share one.
+struct Shared {
+    state: bindings::cpuhp_state,
+    users: usize,
+}
+
+impl Shared {
+    const fn new() -> Self {
+        Self { state: 0, users: 0 }
+    }
+}
+
+static SHARED: StaticMutex<Shared> =
+    StaticMutex::new(c"vmgenid::cpuhotplug", || static_lock_class!(), Shared::new);
+
+/// One use of the shared state.
 ///
 /// # Invariants
 ///
-/// It was allocated dynamically, has instances, and belongs to this value.
+/// It is counted in [`SHARED`], and the number is that of the state there.
 struct State(bindings::cpuhp_state);
 
 impl State {
-    /// `online` is called with nodes that were added to this state.
-    fn new(
-        name: &'static CStr,
-        online: unsafe extern "C" fn(c_uint, *mut bindings::hlist_node) -> c_int,
-    ) -> Result<Self> {
-        // SAFETY: As `cpuhp_setup_state_multi()` does it. A state that has instances keeps the
-        // pointer in a union, and reads it as one of the type that it has here.
-        let online = unsafe {
-            transmute::<
-                unsafe extern "C" fn(c_uint, *mut bindings::hlist_node) -> c_int,
-                unsafe extern "C" fn(c_uint) -> c_int,
-            >(online)
-        };
-
-        // SAFETY: The name is static. Nothing is called before there are instances.
-        let state = unsafe {
-            bindings::__cpuhp_setup_state(
-                bindings::cpuhp_state_CPUHP_AP_ONLINE_DYN,
-                name.as_char_ptr(),
-                false,
-                Some(online),
-                None,
-                true,
-            )
-        };
-        to_result(state.min(0))?;
-        // INVARIANT: It was just allocated, for this value.
-        Ok(Self(state))
+    fn get() -> Result<Self> {
+        let mut shared = SHARED.lock();
+        if shared.users == 0 {
+            shared.state = allocate()?;
+        }
+        // INVARIANT: Here it is counted.
+        shared.users += 1;
+        Ok(Self(shared.state))
     }
 }
 
 impl Drop for State {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants it is ours. Who had instances of it has removed them.
-        unsafe { bindings::__cpuhp_remove_state(self.0, false) };
+        let mut shared = SHARED.lock();
+        shared.users -= 1;
+        if shared.users == 0 {
+            // SAFETY: It was allocated by the first user. Who had instances of it has removed them.
+            unsafe { bindings::__cpuhp_remove_state(self.0, false) };
+        }
     }
+}
+
+/// Allocates a state whose instances are the nodes of [`Registration`]s.
+fn allocate() -> Result<bindings::cpuhp_state> {
+    // SAFETY: As `cpuhp_setup_state_multi()` does it. A state that has instances keeps the pointer
+    // in a union, and reads it as one of the type that it has here.
+    let online = unsafe {
+        transmute::<
+            unsafe extern "C" fn(c_uint, *mut bindings::hlist_node) -> c_int,
+            unsafe extern "C" fn(c_uint) -> c_int,
+        >(online)
+    };
+
+    // SAFETY: The name is static. Nothing is called before there are instances.
+    let state = unsafe {
+        bindings::__cpuhp_setup_state(
+            bindings::cpuhp_state_CPUHP_AP_ONLINE_DYN,
+            crate::NAME.as_char_ptr(),
+            false,
+            Some(online),
+            None,
+            true,
+        )
+    };
+    to_result(state.min(0))?;
+    Ok(state)
 }
 
 /// # Safety
 ///
-/// To be used only as the callback of the state of a [`Registration`].
-unsafe extern "C" fn online<T: Online>(cpu: c_uint, node: *mut bindings::hlist_node) -> c_int {
-    // SAFETY: `Opaque` is transparent, so this is the first field of a `Registration<T>`, whose
-    // handler is valid before the node is added, and until it has been removed. Only that field is
-    // accessed.
-    let handler = unsafe { &(*node.cast::<Registration<T>>()).handler };
+/// To be used only as the callback of the state of [`Registration`]s.
+unsafe extern "C" fn online(cpu: c_uint, node: *mut bindings::hlist_node) -> c_int {
+    // SAFETY: `Opaque` is transparent, so this is the first field of a `Registration`, whose handler
+    // is valid before the node is added, and until it has been removed. Only that field is accessed.
+    let handler = unsafe { &(*node.cast::<Registration>()).handler };
 
     if let Some(cpu) = CpuId::from_u32(cpu) {
         handler.online(cpu);

@@ -46,7 +46,7 @@ pub(crate) trait Task: Send + Sync + 'static {
 /// [`Task::run`].
 pub(crate) struct Threads<T: Task> {
     // Dropped first: it makes threads.
-    _online: Pin<KBox<Registration<Slots<T>>>>,
+    _online: Pin<KBox<Registration>>,
     slots: Arc<Slots<T>>,
 }
 
@@ -73,7 +73,7 @@ impl<T: Task> Threads<T> {
             missing: Atomic::new(false),
         };
         let slots = Arc::new(slots, GFP_KERNEL)?;
-        let online = Registration::new(name, slots.clone())?;
+        let online = Registration::new(slots.clone())?;
         if slots.missing.load(Relaxed) {
             return Err(ENOMEM);
         }
