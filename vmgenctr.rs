@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The generation counter, beside the kernel's own Virtual Machine Generation ID driver.
+//! The Virtual Machine Generation ID driver, for kernels whose own driver is built in.
 //!
-//! Where that driver (`drivers/virt/vmgenid.c`) is built in, it has the device, and reseeds the
-//! kernel's random number generator when the generation ID changes. This module leaves that to it,
-//! and adds what it lacks: the generation counter, through `/dev/vmgenid`, with the contract that
-//! `vmgenid` has. A read that has to wait for the kernel's reseed waits for it here.
+//! The kernel's driver (`drivers/virt/vmgenid.c`) has the device, and is to keep it. This module
+//! does all that `vmgenid` does, through a platform device of its own, except that the kernel's
+//! driver calls the vmfork notifiers.
 //!
-//! Limitations:
-//! - What is restored while this module is being loaded, or is not bound, is left to the built-in
-//!   driver: the first counter that is read can be ahead of the reseed.
-//! - Those of `vmgenid`.
+//! Limitations: those of `vmgenid`. This module does not work where it cannot open `/dev/random`
+//! when it is loaded.
 
 use kernel::{
     acpi::DeviceId,
-    device::Core,
+    device::{
+        Bound,
+        Core,
+        Device, //
+    },
     platform,
     prelude::*, //
 };
@@ -22,19 +23,18 @@ use kernel::{
 mod driver;
 
 use driver::{
-    device::{
-        VmGenId,
-        Wishes, //
-    },
+    early,
     kernel::{
         acpi,
         platform::OwnedDevice, //
     },
-    known::Known, //
+    node::Node,
+    probe,
+    registry::Registry, //
 };
 
-// For the module's aliases only: with that it is loaded where there is such a device. It is not
-// matched by these IDs, or it would get the built-in driver's device where that lets go of it.
+// For the module's aliases only: udev loads it where there is such a device. The driver is not
+// matched by these IDs, or it would get the kernel's device where the kernel's driver lets go of it.
 kernel::acpi_device_table!(
     _ACPI_TABLE,
     (),
@@ -47,7 +47,14 @@ kernel::acpi_device_table!(
 /// The same IDs.
 const IDS: [&CStr; 2] = [c"VMGENCTR", c"VM_GEN_COUNTER"];
 
-impl platform::Driver for VmGenId {
+/// A bound device. When it is unbound, the nodes go first. Then devres removes the interrupt's and
+/// the notification's handlers. What open files and mappings use stays in the [`Registry`].
+struct VmGenCtr {
+    _node: Option<Pin<KBox<Node>>>,
+    _sysgenid: Option<Pin<KBox<Node>>>,
+}
+
+impl platform::Driver for VmGenCtr {
     type IdInfo = ();
     type Data<'bound> = Self;
 
@@ -55,27 +62,35 @@ impl platform::Driver for VmGenId {
         pdev: &'bound platform::Device<Core<'_>>,
         _info: Option<&'bound Self::IdInfo>,
     ) -> impl PinInit<Self, Error> + 'bound {
-        let dev = pdev.as_ref();
-        let wishes = Wishes {
-            count_reseeds: module_parameters::sysgenid.value(),
-        };
-        Self::new(dev, wishes).inspect(|device| {
-            if !device.has_nodes() {
-                dev_info!(
-                    dev,
-                    "no generation counter here: nothing to do (sysgenid=1 makes /dev/sysgenid)\n"
-                );
-            }
+        Self::new(pdev.as_ref())
+    }
+}
+
+impl VmGenCtr {
+    fn new(dev: &Device<Bound>) -> Result<Self> {
+        let firmware = acpi::Device::companion(dev).ok_or(ENODEV)?;
+        let generation = probe::generation(dev, firmware, module_parameters::sysgenid.value())?;
+
+        // When this returns, the kernel was reseeded with the ID that is there now.
+        generation.watch(dev)?;
+        if module_parameters::early_look.value() {
+            early::look(dev, &generation);
+        }
+
+        // If something is wrong with the counter, the kernel is reseeded all the same.
+        Ok(Self {
+            _node: probe::counter_page(dev, firmware)
+                .and_then(|page| probe::counter_node(dev, &generation, page)),
+            _sysgenid: probe::sysgenid_node(dev, &generation),
         })
     }
 }
 
-/// Makes a device for each that the built-in driver has.
+/// Makes a platform device for each that the kernel's driver has.
 fn devices() -> Result<KVec<OwnedDevice>> {
     let mut devices = KVec::new();
     acpi::Device::each_with_id(&IDS, |device| {
-        let device = OwnedDevice::new(<VmGenCtrModule as kernel::ModuleMetadata>::NAME, device)?;
-        devices.push(device, GFP_KERNEL)?;
+        devices.push(OwnedDevice::new(NAME, device)?, GFP_KERNEL)?;
         Ok(())
     })?;
 
@@ -88,25 +103,25 @@ fn devices() -> Result<KVec<OwnedDevice>> {
 
 #[pin_data]
 struct VmGenCtrModule {
+    // Dropped in this order: bound devices use the registry.
     _devices: KVec<OwnedDevice>,
     #[pin]
-    _driver: kernel::driver::Registration<platform::Adapter<VmGenId>>,
-    _known: Known,
+    _driver: kernel::driver::Registration<platform::Adapter<VmGenCtr>>,
+    _registry: Registry,
 }
 
 impl kernel::InPlaceModule for VmGenCtrModule {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        // What is made last goes first.
         try_pin_init!(Self {
-            _known: Known::new(),
-            _driver <- kernel::driver::Registration::new(
-                <Self as kernel::ModuleMetadata>::NAME,
-                module,
-            ),
+            _registry: Registry::new()?,
+            _driver <- kernel::driver::Registration::new(NAME, module),
             _devices: devices()?,
         })
     }
 }
+
+/// The name of the driver, of its platform devices, and of the interrupt's handler.
+const NAME: &CStr = <VmGenCtrModule as kernel::ModuleMetadata>::NAME;
 
 module! {
     type: VmGenCtrModule,
@@ -118,6 +133,10 @@ module! {
         sysgenid: bool {
             default: false,
             description: "Make /dev/sysgenid, which counts reseeds (default: no)",
+        },
+        early_look: bool {
+            default: true,
+            description: "Look for a new generation ID in ACPI's interrupt already (default: yes)",
         },
     },
 }

@@ -7,20 +7,26 @@
 //! userspace the generation counter, which some hypervisors change along with the ID, through
 //! `/dev/vmgenid`.
 //!
-//! Where the kernel's own driver is built in, this one cannot be had; `vmgenctr` can.
+//! `vmgenctr` is the same for kernels whose own driver is built in.
 //!
 //! Limitations:
 //! - ACPI only: device tree nodes (`microsoft,vmgenid`) are not bound.
 //! - One device has the node; a second one only reseeds.
-//! - Confidential guests: the counter's page is mapped to userspace as private memory, so it has
-//!   to be shared with the hypervisor by other means.
+//! - Confidential guests: the counter's page is mapped to userspace as the kernel maps it, that is
+//!   shared with the hypervisor, but this was not tried.
+//! - A root process that is in the ioctl `RNDRESEEDCRNG` of `/dev/random`, or writes to
+//!   `/sys/power/state`, when the snapshot is taken: see `driver/rule.rs`.
 //!
 //! Specification: "Virtual Machine Generation ID", Microsoft, 2012, for the ID; QEMU's
 //! `docs/specs/vmgenid.rst`, with this project's series applied, for the counter.
 
 use kernel::{
     acpi::DeviceId,
-    device::Core,
+    device::{
+        Bound,
+        Core,
+        Device, //
+    },
     platform,
     prelude::*, //
 };
@@ -28,11 +34,11 @@ use kernel::{
 mod driver;
 
 use driver::{
-    device::{
-        VmGenId,
-        Wishes, //
-    },
-    known::Known, //
+    early,
+    kernel::acpi,
+    node::Node,
+    probe,
+    registry::Registry, //
 };
 
 kernel::acpi_device_table!(
@@ -44,6 +50,13 @@ kernel::acpi_device_table!(
     ]
 );
 
+/// A bound device. When it is unbound, the nodes go first. Then devres removes the interrupt's and
+/// the notification's handlers. What open files and mappings use stays in the [`Registry`].
+struct VmGenId {
+    _node: Option<Pin<KBox<Node>>>,
+    _sysgenid: Option<Pin<KBox<Node>>>,
+}
+
 impl platform::Driver for VmGenId {
     type IdInfo = ();
     type Data<'bound> = Self;
@@ -53,35 +66,48 @@ impl platform::Driver for VmGenId {
         pdev: &'bound platform::Device<Core<'_>>,
         _info: Option<&'bound Self::IdInfo>,
     ) -> impl PinInit<Self, Error> + 'bound {
-        let wishes = Wishes {
-            count_reseeds: module_parameters::sysgenid.value(),
-            look_early: module_parameters::early_look.value(),
-        };
-        Self::new(pdev.as_ref(), wishes)
+        Self::new(pdev.as_ref())
+    }
+}
+
+impl VmGenId {
+    fn new(dev: &Device<Bound>) -> Result<Self> {
+        let firmware = acpi::Device::companion(dev).ok_or(ENODEV)?;
+        let generation = probe::generation(dev, firmware, module_parameters::sysgenid.value())?;
+
+        // When this returns, the kernel was reseeded with the ID that is there now.
+        generation.watch(dev)?;
+        if module_parameters::early_look.value() {
+            early::look(dev, &generation);
+        }
+
+        // If something is wrong with the counter, the kernel is reseeded all the same.
+        Ok(Self {
+            _node: probe::counter_page(dev, firmware)
+                .and_then(|page| probe::counter_node(dev, &generation, page)),
+            _sysgenid: probe::sysgenid_node(dev, &generation),
+        })
     }
 }
 
 #[pin_data]
 struct VmGenIdModule {
-    // It is made last and goes first: what it binds uses what follows.
+    // Dropped first: bound devices use the registry.
     #[pin]
     _driver: kernel::driver::Registration<platform::Adapter<VmGenId>>,
-    _known: Known,
+    _registry: Registry,
 }
 
 impl kernel::InPlaceModule for VmGenIdModule {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            _known: Known::new(),
-            _driver <- kernel::driver::Registration::new(
-                <Self as kernel::ModuleMetadata>::NAME,
-                module,
-            ),
+            _registry: Registry::new()?,
+            _driver <- kernel::driver::Registration::new(NAME, module),
         })
     }
 }
 
-/// What threads and interrupt handlers are called.
+/// The name of the driver and of the interrupt's handler.
 const NAME: &CStr = <VmGenIdModule as kernel::ModuleMetadata>::NAME;
 
 module! {

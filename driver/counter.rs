@@ -2,141 +2,111 @@
 
 //! The generation counter, and why reading it is a barrier.
 
-use super::{
-    binding::Unbind,
-    generation_id::{
-        GenerationId,
-        Patience, //
+use super::kernel::{
+    memremap::{
+        Mapping,
+        ReservedPage, //
     },
-    kernel::{
-        memremap::{
-            Mapping,
-            ReservedPage, //
-        },
-        mm::VmaNewExt,
-        rwonce::{
-            read_barrier,
-            ReadOnce, //
-        }, //
+    rwonce::{
+        read_barrier,
+        read_once, //
     }, //
 };
 use kernel::{
-    mm::virt::VmaNew,
     prelude::*,
-    sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
-        poll::PollCondVar,
-        Arc, //
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
     }, //
 };
 
-/// The generation counter of a device: a little-endian u32 at the start of a page of its own.
-///
-/// Shared by the bound device and all open files; it outlives an unbind until the last file is
-/// closed.
+/// The size of the counter, in bytes: the only size that can be read.
+pub(crate) const SIZE: usize = size_of::<u32>();
+
+/// A generation counter: a little-endian u32 at the start of a page of its own.
 pub(crate) struct Counter {
-    id: Arc<GenerationId>,
     page: ReservedPage,
     memory: Mapping<Atomic<u32>>,
-    bound: Atomic<bool>,
 }
 
 impl Counter {
-    /// Maps the counter in `page`, which belongs to `id`.
+    /// Maps the counter in `page`.
     ///
     /// # Errors
     ///
-    /// `ENOMEM`: there is no memory, or no room for the mapping.
-    pub(crate) fn new(id: Arc<GenerationId>, page: ReservedPage) -> Result<Arc<Self>> {
-        let counter = Self {
-            id,
-            page,
+    /// `ENOMEM`: There is no memory, or no room for the mapping.
+    pub(crate) fn new(page: ReservedPage) -> Result<Self> {
+        Ok(Self {
             memory: Mapping::new(page.range())?,
-            bound: Atomic::new(true),
-        };
-        Ok(Arc::new(counter, GFP_KERNEL)?)
+            page,
+        })
+    }
+
+    /// Returns the page.
+    pub(crate) fn page(&self) -> &ReservedPage {
+        &self.page
     }
 
     /// Returns the counter, without a barrier.
     #[inline(always)]
-    pub(crate) fn peek(&self) -> u32 {
-        u32::from_le(self.memory.read_once())
+    pub(crate) fn load(&self) -> u32 {
+        u32::from_le(read_once(&*self.memory))
     }
 
-    /// `ENODEV`: the device was unbound.
-    #[inline(always)]
-    fn check_bound(&self) -> Result {
-        if self.bound.read_once() {
-            Ok(())
-        } else {
-            Err(ENODEV)
-        }
-    }
-
-    /// Returns the counter; whatever it is, the kernel's random number generator has been
-    /// reseeded with the ID that came with it. See [`counter_first`] for why.
+    /// Returns the counter, and whether `apply_rule` has published the ID that came with it.
     ///
     /// # Errors
     ///
-    /// `ENODEV`: the device was unbound. And those of [`GenerationId::apply_reseed_rule`].
+    /// Those of `apply_rule`.
     #[inline(always)]
-    pub(crate) fn read(&self, patience: Patience) -> Result<u32> {
-        self.check_bound()?;
-        let (value, reseeded) =
-            counter_first(|| self.peek(), || self.id.apply_reseed_rule(patience));
-        reseeded.map(|()| value)
-    }
-
-    /// [`Counter::read`] without any [`Patience`], and in few instructions.
-    ///
-    /// # Errors
-    ///
-    /// `ENODEV` as there, and `EAGAIN`: the kernel has to be reseeded first.
-    #[inline(always)]
-    pub(crate) fn try_read(&self) -> Result<u32> {
-        self.check_bound()?;
-        match counter_first(|| self.peek(), || self.id.is_reseeded()) {
-            (value, true) => Ok(value),
-            (_, false) => Err(EAGAIN),
-        }
-    }
-
-    /// Returns where to wait for a change, and for the unbinding of the device.
-    pub(crate) fn changed(&self) -> &PollCondVar {
-        self.id.notified()
-    }
-
-    /// Maps the counter's page into a process.
-    ///
-    /// # Errors
-    ///
-    /// `ENODEV` as for [`Counter::read`], else those of [`VmaNewExt::map_readonly`].
-    pub(crate) fn mmap(&self, vma: &VmaNew) -> Result {
-        self.check_bound()?;
-        vma.map_readonly(&self.page)
+    pub(crate) fn read(&self, apply_rule: impl FnOnce() -> Result) -> Result<u32> {
+        let (value, applied) = counter_first(|| self.load(), apply_rule);
+        applied.map(|()| value)
     }
 }
 
-/// Loads the counter, then looks at the ID: the order that makes a read a barrier.
+/// Loads the counter, then applies the rule: the order that makes a read a barrier.
 ///
 /// The hypervisor changes the ID first and the counter second. If the counter that is loaded first
-/// here is new, so is the ID that is looked at second.
+/// here is new, the rule finds the ID that came with it.
 #[inline(always)]
-fn counter_first<T>(counter: impl FnOnce() -> u32, id: impl FnOnce() -> T) -> (u32, T) {
+fn counter_first<T>(counter: impl FnOnce() -> u32, rule: impl FnOnce() -> T) -> (u32, T) {
     let value = counter();
     read_barrier();
-    (value, id())
+    (value, rule())
 }
 
-impl Unbind for Counter {
-    fn unbind(&self) {
-        self.bound.store(false, Relaxed);
-        // Takes the lock of the wait queue: who was put into it before is woken; who comes later
-        // sees that the device is not bound.
-        self.changed().notify_all();
+/// The value that a file returned last, which `poll` compares with: at first the one at `open`.
+///
+/// It is one word, so that a read that has nothing to note makes one comparison.
+pub(crate) struct LastRead(Atomic<u64>);
+
+impl LastRead {
+    /// Set while `poll` owes the file an event: a read has returned `EAGAIN`.
+    const OWED: u64 = 1 << 32;
+
+    pub(crate) fn new(value: u32) -> Self {
+        Self(Atomic::new(value.into()))
+    }
+
+    /// Notes that a read returned `value`.
+    #[inline(always)]
+    pub(crate) fn returned(&self, value: u32) {
+        if self.is_new(value) {
+            self.0.store(value.into(), Relaxed);
+        }
+    }
+
+    /// Notes that a read returned `EAGAIN`. The next one may return the same value, if an ID came
+    /// without a new counter.
+    pub(crate) fn put_off(&self) {
+        self.0.store(read_once(&self.0) | Self::OWED, Relaxed);
+    }
+
+    /// Returns whether there is an event for `poll`, where the next read returns `value`.
+    #[inline(always)]
+    pub(crate) fn is_new(&self, value: u32) -> bool {
+        read_once(&self.0) != value.into()
     }
 }
 
@@ -145,7 +115,7 @@ impl Unbind for Counter {
 mod tests {
     use super::*;
 
-    /// A machine that is restored after its first step: whichever that is.
+    /// A machine that is restored after its first step, whichever that is.
     struct Machine {
         steps: Atomic<u32>,
         reseeded: Atomic<bool>,
@@ -185,11 +155,39 @@ mod tests {
         let (value, ()) = counter_first(|| machine.counter(), || machine.rule());
         assert!(value == 42 || machine.reseeded.load(Relaxed));
 
-        // Restored before both of them: the new counter, and the reseed.
+        // Restored before both steps: the new counter, and the reseed.
         let machine = Machine::new();
         machine.step();
         let (value, ()) = counter_first(|| machine.counter(), || machine.rule());
         assert_eq!(value, 43);
         assert!(machine.reseeded.load(Relaxed));
+    }
+
+    #[test]
+    fn a_value_that_was_read_is_not_new() {
+        let last = LastRead::new(42);
+        assert!(!last.is_new(42));
+        assert!(last.is_new(43));
+        assert!(last.is_new(41));
+        last.returned(43);
+        assert!(!last.is_new(43));
+        assert!(last.is_new(42));
+    }
+
+    #[test]
+    fn a_read_that_was_put_off_is_owed_once() {
+        for value in [0, 42, u32::MAX] {
+            let last = LastRead::new(value);
+            last.put_off();
+            // Whatever the counter is meanwhile.
+            for counter in [0, 41, 42, 43, !value, u32::MAX] {
+                assert!(last.is_new(counter));
+            }
+            last.returned(value);
+            assert!(!last.is_new(value));
+            last.put_off();
+            last.returned(!value);
+            assert!(!last.is_new(!value));
+        }
     }
 }

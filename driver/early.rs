@@ -1,94 +1,41 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The early look: whether there is a new generation ID, in the interrupt already that brings the
-//! notification.
+//! The early look: comparing the ID in the interrupt already that brings the notification.
 //!
-//! That interrupt is ACPI's (the SCI). Until it has become a notification, other processes run, and
-//! draw from a random number generator that all clones have in common: ACPI's own thread finds out
-//! which event it was, a work queue evaluates the firmware's code for it, and another work queue
-//! calls who is notified. A handler that shares the interrupt can look at the ID at once.
+//! That interrupt is ACPI's, the SCI. Before it has become a notification, ACPI's own thread finds
+//! out which event it was, a work queue runs the firmware's method for it, and another work queue
+//! calls the notify handlers. Meanwhile other processes draw from a generator that all clones have
+//! in common. A handler that shares the interrupt sees the new ID at once. Its thread reseeds, on
+//! the CPU that took the interrupt.
 //!
-//! It only looks. What is to be done then takes a thread: the reseed may sleep, and the vmfork
-//! notifiers wait for `rtnl_lock`. That thread is not the interrupt's: the line is masked until
-//! all of its threads are done, and a machine whose power button does nothing as long as somebody
-//! holds `rtnl_lock` is worse off than before.
+//! The thread never sleeps, so that it holds up no other user of the interrupt. Where the rule has
+//! to sleep, a work item applies it.
 //!
-//! There is one on each CPU, and a new ID wakes them all. The first one to come reseeds, wherever
-//! it is. The others wait for it in the mutex of the reseed rule, which spins while its owner runs:
-//! so what they have preempted is not back before the reseed is over. That is as good as the
-//! kernel's mutexes are at it, and no better. If the owner has to sleep (for `rtnl_lock`, say) or is
-//! preempted, by its host, too, they sleep, and what would draw there goes on.
-//!
-//! The notification stays what wakes who waits for it, and what catches all that this has missed.
+//! Limitations: this shortens the time in which processes that do not call `read()` draw what other
+//! clones draw. It does not end it: processes run on other CPUs meanwhile, and on each CPU until it
+//! takes the interrupt. Only `read()` is a barrier. Hardware-reduced ACPI has no such interrupt.
 
 use super::{
-    generation_id::{
-        GenerationId,
-        Patience, //
-    },
-    kernel::{
-        acpi,
-        irq::{
-            self,
-            SharedHandler, //
-        },
-        kthread::{
-            Task,
-            Threads, //
-        }, //
-    }, //
+    generation::Generation,
+    kernel::irq, //
 };
 use kernel::{
     device::{
         Bound,
         Device, //
     },
-    irq::IrqReturn,
     prelude::*,
     sync::Arc, //
 };
 
-/// What looks.
-struct Look {
-    id: Arc<GenerationId>,
-    reseeders: Threads<GenerationId>,
-}
-
-impl SharedHandler for Look {
-    fn handle(&self) -> IrqReturn {
-        if self.id.is_reseeded() {
-            return IrqReturn::None;
-        }
-        self.reseeders.wake();
-        IrqReturn::Handled
-    }
-}
-
-impl Task for GenerationId {
-    fn run(&self) {
-        let _ = self.apply_reseed_rule(Patience::Full);
-    }
-}
-
-/// Looks at `id` in each of ACPI's interrupts, until `dev` is unbound. Where that is not to be had,
-/// it says so, and the notification has to do.
-pub(crate) fn look(dev: &Device<Bound>, id: &Arc<GenerationId>) {
-    if let Err(reason) = try_look(dev, id) {
+/// Looks at the ID in each SCI, until `dev` is unbound. Where that is not possible it says why, and
+/// the notification has to do.
+pub(crate) fn look(dev: &Device<Bound>, generation: &Arc<Generation>) {
+    if let Err(reason) = irq::register_sci_handler(dev, crate::NAME, generation.clone()) {
         dev_info!(
             dev,
             "no early look at the generation ID, the notification has to do: {}\n",
             reason
         );
     }
-}
-
-fn try_look(dev: &Device<Bound>, id: &Arc<GenerationId>) -> Result<(), &'static str> {
-    let line = acpi::event_interrupt()?;
-    let look = Threads::new(crate::NAME, id.clone())
-        .and_then(|reseeders| {
-            let id = id.clone();
-            Ok(Arc::new(Look { id, reseeders }, GFP_KERNEL)?)
-        })
-        .map_err(|_| "no threads are to be had")?;
-    irq::register_shared(dev, line, look).map_err(|_| "ACPI's interrupt cannot be shared")
 }

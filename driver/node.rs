@@ -1,29 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The device nodes, and the files of `/dev/vmgenid`.
+//! The device nodes, their files, and what happens to open files when the device is unbound.
 
 use super::{
-    binding::{
-        Binding,
-        Unbind, //
+    counter::{
+        self,
+        Counter,
+        LastRead, //
     },
-    counter::Counter,
-    generation_id::Patience,
+    generation::Generation,
     kernel::{
         miscdevice::{
             FileOperations,
-            KiocbExt,
             Ready,
             Registration,
+            Request,
             Waiter, //
         },
-        rwonce::ReadOnce, //
-    }, //
+        mm::Area,
+        rwonce::read_once, //
+    },
+    rule::Sleep,
+    sysgenid::Reseeds, //
 };
 use kernel::{
-    fs::Kiocb,
-    iov::IovIterDest,
-    mm::virt::VmaNew,
     prelude::*,
     sync::{
         atomic::{
@@ -34,33 +34,40 @@ use kernel::{
         },
         Arc, //
     },
-    uaccess::UserSliceWriter, //
+    uaccess::UserSliceReader, //
 };
 
 /// The name of a node below `/dev`, which one device can have.
 pub(crate) struct Name {
+    path: &'static str,
     name: &'static CStr,
     /// Whether a [`Claim`] exists.
     claimed: Atomic<bool>,
 }
 
 /// `/dev/vmgenid`.
-pub(crate) static VMGENID: Name = Name::new(c"vmgenid");
+pub(crate) static VMGENID: Name = Name::new("/dev/vmgenid", c"vmgenid");
 
 /// `/dev/sysgenid`.
-pub(crate) static SYSGENID: Name = Name::new(c"sysgenid");
+pub(crate) static SYSGENID: Name = Name::new("/dev/sysgenid", c"sysgenid");
 
 impl Name {
-    const fn new(name: &'static CStr) -> Self {
+    const fn new(path: &'static str, name: &'static CStr) -> Self {
         Self {
+            path,
             name,
             claimed: Atomic::new(false),
         }
     }
 
-    /// Claims the name. `None`: it belongs to another device.
+    /// Returns the path.
+    pub(crate) fn path(&self) -> &'static str {
+        self.path
+    }
+
+    /// Claims the name. `None`: Another device has it.
     pub(crate) fn claim(&'static self) -> Option<Claim> {
-        // INVARIANT: Only one caller turns `false` to `true`, until a claim is dropped.
+        // INVARIANT: Only one caller turns `false` to `true`, until the claim is dropped.
         self.claimed
             .cmpxchg(false, true, Full)
             .ok()
@@ -81,186 +88,201 @@ impl Drop for Claim {
     }
 }
 
+/// What the files of a node return.
+pub(crate) enum Source {
+    /// The generation counter: `/dev/vmgenid`.
+    Counter(Counter),
+    /// The number of reseeds: `/dev/sysgenid`.
+    Reseeds(Arc<Reseeds>),
+}
+
+/// What the open files of a node use. It outlives an unbind until the last file is closed.
+pub(crate) struct Files {
+    generation: Arc<Generation>,
+    source: Source,
+    bound: Atomic<bool>,
+}
+
+impl Files {
+    /// `ENODEV`: The device was unbound.
+    #[inline(always)]
+    fn check_bound(&self) -> Result {
+        if read_once(&self.bound) {
+            Ok(())
+        } else {
+            Err(ENODEV)
+        }
+    }
+}
+
+/// Has open files answer `ENODEV` when it is dropped, and wakes the processes that sleep in them.
+struct Bound(Arc<Files>);
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let Files {
+            generation,
+            source,
+            bound,
+        } = &*self.0;
+        bound.store(false, Relaxed);
+        match source {
+            // This takes the lock of the wait queue. A poller that was added before is woken; one
+            // that is added later sees that the device is not bound.
+            Source::Counter(_) => generation.handled().notify_all(),
+            // The page does not change any more. A process that only looks at the page is told once,
+            // so that it asks; after the reseed, if one is due. `count` takes the lock that a process
+            // holds between its look at `bound` and its sleep.
+            Source::Reseeds(reseeds) => {
+                let _ = generation.as_arc_borrow().apply_rule(Sleep::Yes);
+                reseeds.count();
+            }
+        }
+    }
+}
+
 /// A registered node.
 ///
-/// The order of the fields is that of the teardown. The node goes, so that nobody opens it any
-/// more: `misc_deregister()` waits for whoever is in `open` just now. Then open files answer
-/// `ENODEV`, and who sleeps in `poll` is woken to be told. Then the name is free for another device.
-/// What the files use stays until the last one is closed; a call that began
-/// before may still be under way, and ends as it would have.
+/// The order of the fields is that of the teardown. First the node goes, so that no process can open
+/// it any more: `misc_deregister()` waits for processes that are in `open` just now. Then open files
+/// answer `ENODEV`. Then another device can have the name. A call on an open file that began before
+/// ends as it would have without an unbind.
 #[pin_data]
-pub(crate) struct Node<T: FileOperations<Data = Arc<D>>, D: Unbind + Send + Sync> {
+pub(crate) struct Node {
     #[pin]
-    _registration: Registration<T>,
-    _binding: Binding<D>,
+    _registration: Registration<Operations>,
+    _bound: Bound,
     _claim: Claim,
 }
 
-impl<T: FileOperations<Data = Arc<D>>, D: Unbind + Send + Sync> Node<T, D> {
-    /// Makes the node for what its files use.
+impl Node {
+    /// Makes the node.
     ///
     /// # Errors
     ///
-    /// `ENOMEM`; those of `misc_register()`.
-    pub(crate) fn new(claim: Claim, data: Arc<D>) -> impl PinInit<Self, Error> {
-        try_pin_init!(Self {
-            _registration <- Registration::new(claim.0.name, data.clone()),
-            _binding: Binding::new(data),
-            _claim: claim,
-        })
-    }
-}
-
-/// The size of the counter, in bytes: the only size that can be read.
-const SIZE: usize = size_of::<u32>();
-
-/// Checks a read of `len` bytes at `pos`. `false`: there is nothing to do.
-fn check_read(len: usize, pos: i64) -> Result<bool> {
-    match (len, pos) {
-        (SIZE, 0) => Ok(true),
-        (0, _) => Ok(false),
-        _ => Err(EINVAL),
-    }
-}
-
-/// What the reader of a file has got last: what `poll` compares with.
-struct LastRead {
-    /// At first the counter at `open`.
-    value: Atomic<u32>,
-
-    /// Whether a read that must not wait was told to come back when `poll` says so.
-    owed: Atomic<bool>,
-}
-
-impl LastRead {
-    fn new(value: u32) -> Self {
-        Self {
-            value: Atomic::new(value),
-            owed: Atomic::new(false),
-        }
-    }
-
-    /// Notes what a read returned.
-    fn returned(&self, value: u32) {
-        self.value.store(value, Relaxed);
-        self.owed.store(false, Relaxed);
-    }
-
-    /// Notes that a read was put off where the counter is `value`, maybe for the sake of an ID
-    /// that came without a new counter.
-    fn put_off(&self, value: u32) {
-        self.owed.store(true, Relaxed);
-        // So that no read takes the short way, on which nothing is noted.
-        self.value.store(!value, Relaxed);
-    }
-
-    /// Returns whether a read that returns `value` has nothing to note.
-    #[inline(always)]
-    fn is(&self, value: u32) -> bool {
-        value == self.value.read_once()
-    }
-
-    /// Returns whether a read has something new to return, where the counter is `value`.
-    fn is_new(&self, value: u32) -> bool {
-        !self.is(value) || self.owed.load(Relaxed)
+    /// `ENOMEM`, and those of `misc_register()`.
+    pub(crate) fn new(
+        claim: Claim,
+        generation: Arc<Generation>,
+        source: Source,
+    ) -> Result<Pin<KBox<Self>>> {
+        let files = Files {
+            generation,
+            source,
+            bound: Atomic::new(true),
+        };
+        let files = Arc::new(files, GFP_KERNEL)?;
+        KBox::try_pin_init(
+            try_pin_init!(Self {
+                _registration <- Registration::new(claim.0.name, files.clone()),
+                _bound: Bound(files),
+                _claim: claim,
+            }? Error),
+            GFP_KERNEL,
+        )
     }
 }
 
 /// An open file.
 pub(crate) struct OpenFile {
-    counter: Arc<Counter>,
+    files: Arc<Files>,
+    /// What was returned last, for `/dev/sysgenid` what was acknowledged last.
     last: LastRead,
 }
 
 impl OpenFile {
-    fn new(counter: Arc<Counter>) -> Self {
-        let last = LastRead::new(counter.peek());
-        Self { counter, last }
+    /// Returns what is there to read. With a counter this is the barrier.
+    #[inline(always)]
+    fn read(&self, sleep: Sleep) -> Result<u32> {
+        let files = &*self.files;
+        files.check_bound()?;
+        match &files.source {
+            Source::Counter(counter) => counter.read(|| {
+                let applied = files.generation.as_arc_borrow().apply_rule(sleep);
+                applied.inspect_err(|_| self.last.put_off())
+            }),
+            Source::Reseeds(reseeds) => self.next_reseed(reseeds, sleep),
+        }
     }
 
-    /// Returns the counter; if that would take more patience than there is, `poll` will say when to
-    /// come back.
-    fn next(&self, patience: Patience) -> Result<u32> {
-        self.counter.read(patience).inspect_err(|&err| {
-            if err == EAGAIN {
-                self.last.put_off(self.counter.peek());
-            }
-        })
+    #[inline(never)]
+    fn next_reseed(&self, reseeds: &Reseeds, sleep: Sleep) -> Result<u32> {
+        self.files.generation.as_arc_borrow().apply_rule(sleep)?;
+        reseeds.next(&self.last, sleep, || self.files.check_bound())
     }
 }
 
-/// What the files of `/dev/vmgenid` do. See `Documentation/vmgenid.rst` for what each call promises.
+/// What the files do. See `Documentation/vmgenid.rst` for what each call promises.
 pub(crate) struct Operations;
 
 impl FileOperations for Operations {
-    type Data = Arc<Counter>;
+    type Data = Arc<Files>;
     type Ptr = KBox<OpenFile>;
 
     const MODE: u16 = 0o444;
 
-    fn open(counter: &Arc<Counter>) -> Result<KBox<OpenFile>> {
-        // No barrier here: `misc_open()` holds a mutex under which the vmfork notifiers must not
-        // be called.
-        Ok(KBox::new(OpenFile::new(counter.clone()), GFP_KERNEL)?)
-    }
-
-    fn read(file: &OpenFile, nonblock: bool, mut buf: UserSliceWriter, pos: i64) -> Result<usize> {
-        if !check_read(buf.len(), pos)? {
-            return Ok(0);
-        }
-        let value = file.next(if nonblock {
-            Patience::Brief
-        } else {
-            Patience::Full
-        })?;
-        buf.write(&value)?;
-        file.last.returned(value);
-        Ok(SIZE)
+    fn open(files: &Arc<Files>) -> Result<KBox<OpenFile>> {
+        // This is no barrier.
+        let last = match &files.source {
+            Source::Counter(counter) => LastRead::new(counter.load()),
+            Source::Reseeds(reseeds) => reseeds.open(),
+        };
+        let files = files.clone();
+        Ok(KBox::new(OpenFile { files, last }, GFP_KERNEL)?)
     }
 
     #[inline(always)]
-    fn read_fast(file: &OpenFile, mut buf: UserSliceWriter, pos: i64) -> Option<Result<usize>> {
-        if buf.len() != SIZE || pos != 0 {
-            return None;
+    fn read(file: &OpenFile, request: Request) -> Result<Option<u32>> {
+        if request.len != counter::SIZE || request.pos != 0 {
+            match &file.files.source {
+                _ if request.len == 0 => return Ok(None),
+                // SysGenID takes any larger buffer, at any position.
+                Source::Reseeds(_) if request.len >= counter::SIZE => (),
+                _ => return Err(EINVAL),
+            }
         }
-        let value = file.counter.try_read().ok()?;
-        if !file.last.is(value) {
-            return None;
-        }
-        // As it was the last time: the user gets it, and that is all.
-        Some(buf.write(&value).map(|()| SIZE))
+        file.read(Sleep::unless(request.nonblock)).map(Some)
     }
 
-    fn read_iter(kiocb: Kiocb<'_, KBox<OpenFile>>, iov: &mut IovIterDest<'_>) -> Result<usize> {
-        if !check_read(iov.len(), kiocb.ki_pos())? {
-            return Ok(0);
+    #[inline(always)]
+    fn returned(file: &OpenFile, value: u32) {
+        // A count of reseeds is acknowledged by a write.
+        if matches!(file.files.source, Source::Counter(_)) {
+            file.last.returned(value);
         }
-        let file = kiocb.file();
-        let value = file.next(if kiocb.nowait() {
-            Patience::None
-        } else if kiocb.nonblock() {
-            Patience::Brief
-        } else {
-            Patience::Full
-        })?;
-        if iov.copy_to_iter(&value.to_ne_bytes()) != SIZE {
-            return Err(EFAULT);
+    }
+
+    fn write(file: &OpenFile, mut buf: UserSliceReader) -> Result<usize> {
+        let Source::Reseeds(reseeds) = &file.files.source else {
+            return Err(EINVAL);
+        };
+        if buf.len() != counter::SIZE {
+            // As SysGenID says it.
+            return Err(ENOBUFS);
         }
-        file.last.returned(value);
-        Ok(SIZE)
+        reseeds.acknowledge(&file.last, buf.read()?, || file.files.check_bound())?;
+        Ok(counter::SIZE)
     }
 
     fn poll(file: &OpenFile, waiter: &Waiter<'_>) -> Ready {
-        waiter.wait_for(file.counter.changed());
-        match file.counter.read(Patience::Brief) {
+        waiter.wait_for(match &file.files.source {
+            Source::Counter(_) => file.files.generation.handled(),
+            Source::Reseeds(reseeds) => reseeds.changed(),
+        });
+        match file.read(Sleep::No) {
             Ok(value) if file.last.is_new(value) => Ready::READ,
+            // If the rule has to sleep, a work item applies it and wakes the poller.
             Ok(_) | Err(EAGAIN) => Ready::NOT,
             Err(_) => Ready::GONE,
         }
     }
 
-    fn mmap(file: &OpenFile, vma: &VmaNew) -> Result {
-        file.counter.mmap(vma)
+    fn mmap(file: &OpenFile, area: Area<'_>) -> Result {
+        file.files.check_bound()?;
+        match &file.files.source {
+            Source::Counter(counter) => area.map_reserved(counter.page()),
+            Source::Reseeds(reseeds) => area.map_shared(reseeds.page()),
+        }
     }
 }
 
@@ -270,51 +292,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_counter_is_read_whole_from_the_start() {
-        assert_eq!(check_read(4, 0), Ok(true));
-        for len in [1, 2, 3, 5, 8, 4096, usize::MAX] {
-            assert_eq!(check_read(len, 0), Err(EINVAL));
-        }
-        for pos in [1, 4, -1, i64::MAX, i64::MIN] {
-            assert_eq!(check_read(4, pos), Err(EINVAL));
-        }
-    }
-
-    #[test]
-    fn nothing_can_be_read_anywhere() {
-        for pos in [0, 1, i64::MAX] {
-            assert_eq!(check_read(0, pos), Ok(false));
-        }
-    }
-
-    #[test]
-    fn what_was_read_is_not_new() {
-        let last = LastRead::new(42);
-        assert!(!last.is_new(42));
-        assert!(last.is_new(43));
-        assert!(last.is_new(41));
-        last.returned(43);
-        assert!(!last.is_new(43));
-        assert!(last.is_new(42));
-    }
-
-    #[test]
-    fn a_read_that_was_put_off_is_owed() {
-        let last = LastRead::new(42);
-        last.put_off(42);
-        // Whatever the counter is meanwhile, also what is not to be had the short way.
-        for value in [0, 41, 42, 43, !42, u32::MAX] {
-            assert!(last.is_new(value));
-        }
-        assert!(!last.is(42));
-        last.returned(42);
-        assert!(!last.is_new(42));
-        assert!(last.is_new(43));
-    }
-
-    #[test]
-    fn one_has_the_node() {
-        // This or, where there is one, a device that the very same module is bound to.
+    fn one_device_has_the_name() {
+        // This test has it or, where there is a device, that device.
         let claim = VMGENID.claim();
         assert!(VMGENID.claim().is_none());
         let ours = claim.is_some();

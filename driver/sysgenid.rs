@@ -1,33 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `/dev/sysgenid`: a counter of the kernel's reseeds, for who knows the interface of Amazon Linux's
-//! SysGenID driver.
+//! The number of the kernel's reseeds, which the files of `/dev/sysgenid` return.
 //!
 //! The page that processes map is the kernel's own, and changes only after the kernel's random number
-//! generator has been reseeded. So who sees the change can draw at once. Until it changes, some
-//! milliseconds after the restore, a clone goes on with what it has.
+//! generator was reseeded. A process that sees the change can draw at once. Until then, some
+//! milliseconds after the restore, a clone goes on with what it has cached.
 
 use super::{
-    binding::Unbind,
-    generation_id::{
-        GenerationId,
-        Patience, //
-    },
-    kernel::{
-        miscdevice::{
-            FileOperations,
-            KiocbExt,
-            Ready,
-            Waiter, //
-        },
-        mm::VmaNewExt,
-        page::SharedPage, //
-    }, //
+    counter::LastRead,
+    kernel::page::SharedPage,
+    rule::Sleep, //
 };
 use kernel::{
-    fs::Kiocb,
-    iov::IovIterDest,
-    mm::virt::VmaNew,
     new_poll_condvar,
     prelude::*,
     sync::{
@@ -39,18 +23,14 @@ use kernel::{
         poll::PollCondVar,
         Arc,
         Mutex, //
-    },
-    uaccess::{
-        UserSliceReader,
-        UserSliceWriter, //
     }, //
 };
 
-/// How many times the kernel was reseeded because of a generation ID, or nobody would see that any
-/// more. It wraps.
+/// How many times the kernel was reseeded because of a generation ID, plus the number of unbinds. It
+/// wraps.
 #[pin_data]
 pub(crate) struct Reseeds {
-    /// What is in the page. Written under `changing`.
+    /// The value in the page. Written under `changing`.
     count: Atomic<u32>,
     page: SharedPage,
     #[pin]
@@ -60,11 +40,11 @@ pub(crate) struct Reseeds {
 }
 
 impl Reseeds {
-    /// None so far.
+    /// The count starts at 0.
     ///
     /// # Errors
     ///
-    /// `ENOMEM`: there is no memory.
+    /// `ENOMEM`: There is no memory.
     pub(crate) fn new() -> Result<Arc<Self>> {
         let page = SharedPage::new()?;
         Arc::pin_init(
@@ -78,11 +58,80 @@ impl Reseeds {
         )
     }
 
+    /// Returns the count.
     fn get(&self) -> u32 {
         self.count.load(Relaxed)
     }
 
-    /// Counts one more. To be called when it has been done.
+    /// Returns the page that begins with the count.
+    pub(crate) fn page(&self) -> &SharedPage {
+        &self.page
+    }
+
+    /// Returns the state of a file that is being opened: the count is acknowledged.
+    pub(crate) fn open(&self) -> LastRead {
+        // Not between the count and the page: what the process sees there comes later.
+        let _changing = self.changing.lock();
+        LastRead::new(self.get())
+    }
+
+    /// Returns the count if `acknowledged` is another one, or waits until it is. Checks before each
+    /// look whether the device is bound.
+    ///
+    /// # Errors
+    ///
+    /// - `EAGAIN`: This would have to wait, and must not.
+    /// - `ERESTARTSYS`: A signal came.
+    ///
+    /// And those of `check_bound`.
+    pub(crate) fn next(
+        &self,
+        acknowledged: &LastRead,
+        sleep: Sleep,
+        check_bound: impl Fn() -> Result,
+    ) -> Result<u32> {
+        let mut changing = self.changing.lock();
+        loop {
+            check_bound()?;
+            let count = self.get();
+            if acknowledged.is_new(count) {
+                return Ok(count);
+            }
+            if sleep == Sleep::No {
+                return Err(EAGAIN);
+            }
+            if self.changed.wait_interruptible(&mut changing) {
+                return Err(ERESTARTSYS);
+            }
+        }
+    }
+
+    /// Notes that the process which has a file knows `count`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`: This is not, or no longer, the count. And those of `check_bound`.
+    pub(crate) fn acknowledge(
+        &self,
+        acknowledged: &LastRead,
+        count: u32,
+        check_bound: impl Fn() -> Result,
+    ) -> Result {
+        let _changing = self.changing.lock();
+        check_bound()?;
+        if count != self.get() {
+            return Err(EINVAL);
+        }
+        acknowledged.returned(count);
+        Ok(())
+    }
+
+    /// Returns where to wait for a change.
+    pub(crate) fn changed(&self) -> &PollCondVar {
+        &self.changed
+    }
+
+    /// Counts a reseed that is complete.
     pub(crate) fn count(&self) {
         let changing = self.changing.lock();
         let count = self.get().wrapping_add(1);
@@ -93,203 +142,10 @@ impl Reseeds {
     }
 }
 
-/// The reseeds of a bound device; it outlives an unbind until the last file is closed.
-pub(crate) struct Sysgenid {
-    id: Arc<GenerationId>,
-    reseeds: Arc<Reseeds>,
-    bound: Atomic<bool>,
-}
-
-impl Sysgenid {
-    /// # Errors
-    ///
-    /// `ENOMEM`: there is no memory.
-    pub(crate) fn new(id: Arc<GenerationId>, reseeds: Arc<Reseeds>) -> Result<Arc<Self>> {
-        let sysgenid = Self {
-            id,
-            reseeds,
-            bound: Atomic::new(true),
-        };
-        Ok(Arc::new(sysgenid, GFP_KERNEL)?)
-    }
-
-    /// `ENODEV`: the device was unbound.
-    fn check_bound(&self) -> Result {
-        if self.bound.load(Relaxed) {
-            Ok(())
-        } else {
-            Err(ENODEV)
-        }
-    }
-}
-
-impl Unbind for Sysgenid {
-    fn unbind(&self) {
-        self.bound.store(false, Relaxed);
-        // The page changes no more: who looks at that alone is told once, to come and ask; as ever
-        // after the kernel was reseeded, if that is due. Who has looked, and does not sleep yet,
-        // holds the lock that this takes.
-        let _ = self.id.hasten(Patience::Brief);
-        self.reseeds.count();
-    }
-}
-
-/// An open file: what was acknowledged last, at first the count at `open`.
-pub(crate) struct OpenFile {
-    sysgenid: Arc<Sysgenid>,
-    acknowledged: Atomic<u32>,
-}
-
-impl OpenFile {
-    /// Returns the count if it was not acknowledged; waits for that if it may.
-    ///
-    /// # Errors
-    ///
-    /// - `ENODEV`: the device was unbound.
-    /// - `EAGAIN`: it would have to wait.
-    /// - `ERESTARTSYS`: a signal came.
-    fn next(&self, patience: Patience) -> Result<u32> {
-        let Sysgenid { id, reseeds, .. } = &*self.sysgenid;
-        self.sysgenid.check_bound()?;
-        // What the notification is about to do.
-        id.hasten(patience)?;
-
-        let mut changing = reseeds.changing.lock();
-        loop {
-            self.sysgenid.check_bound()?;
-            let count = reseeds.get();
-            if count != self.acknowledged.load(Relaxed) {
-                return Ok(count);
-            }
-            if patience != Patience::Full {
-                return Err(EAGAIN);
-            }
-            if reseeds.changed.wait_interruptible(&mut changing) {
-                return Err(ERESTARTSYS);
-            }
-        }
-    }
-
-    /// Takes note that the owner of this file knows `count`.
-    ///
-    /// # Errors
-    ///
-    /// - `ENODEV`: the device was unbound.
-    /// - `EINVAL`: that is not, or no longer, the count.
-    fn acknowledge(&self, count: u32) -> Result {
-        let reseeds = &self.sysgenid.reseeds;
-        let _changing = reseeds.changing.lock();
-        self.sysgenid.check_bound()?;
-        if count != reseeds.get() {
-            return Err(EINVAL);
-        }
-        self.acknowledged.store(count, Relaxed);
-        Ok(())
-    }
-}
-
-/// The size of the count, in bytes.
-const SIZE: usize = size_of::<u32>();
-
-/// Checks a read of `len` bytes. `false`: there is nothing to do.
-fn check_read(len: usize) -> Result<bool> {
-    match len {
-        0 => Ok(false),
-        1..SIZE => Err(EINVAL),
-        _ => Ok(true),
-    }
-}
-
-/// What the node's files do. See `Documentation/vmgenid.rst` for what each call promises.
-pub(crate) struct Operations;
-
-impl FileOperations for Operations {
-    type Data = Arc<Sysgenid>;
-    type Ptr = KBox<OpenFile>;
-
-    const MODE: u16 = 0o444;
-    const WRITE: bool = true;
-
-    fn open(sysgenid: &Arc<Sysgenid>) -> Result<KBox<OpenFile>> {
-        // Not between the count and the page: what the opener sees there comes after this.
-        let _changing = sysgenid.reseeds.changing.lock();
-        let file = OpenFile {
-            sysgenid: sysgenid.clone(),
-            acknowledged: Atomic::new(sysgenid.reseeds.get()),
-        };
-        Ok(KBox::new(file, GFP_KERNEL)?)
-    }
-
-    fn read(file: &OpenFile, nonblock: bool, mut buf: UserSliceWriter, _pos: i64) -> Result<usize> {
-        if !check_read(buf.len())? {
-            return Ok(0);
-        }
-        let patience = if nonblock {
-            Patience::Brief
-        } else {
-            Patience::Full
-        };
-        buf.write(&file.next(patience)?)?;
-        Ok(SIZE)
-    }
-
-    fn read_iter(kiocb: Kiocb<'_, KBox<OpenFile>>, iov: &mut IovIterDest<'_>) -> Result<usize> {
-        if !check_read(iov.len())? {
-            return Ok(0);
-        }
-        let patience = if kiocb.nowait() {
-            Patience::None
-        } else if kiocb.nonblock() {
-            Patience::Brief
-        } else {
-            Patience::Full
-        };
-        let count = kiocb.file().next(patience)?;
-        if iov.copy_to_iter(&count.to_ne_bytes()) != SIZE {
-            return Err(EFAULT);
-        }
-        Ok(SIZE)
-    }
-
-    fn write(file: &OpenFile, mut buf: UserSliceReader) -> Result<usize> {
-        if buf.len() != SIZE {
-            // As SysGenID says it.
-            return Err(ENOBUFS);
-        }
-        file.acknowledge(buf.read()?)?;
-        Ok(SIZE)
-    }
-
-    fn poll(file: &OpenFile, waiter: &Waiter<'_>) -> Ready {
-        waiter.wait_for(&file.sysgenid.reseeds.changed);
-        match file.next(Patience::Brief) {
-            Ok(_) => Ready::READ,
-            Err(EAGAIN) => Ready::NOT,
-            Err(_) => Ready::GONE,
-        }
-    }
-
-    fn mmap(file: &OpenFile, vma: &VmaNew) -> Result {
-        file.sysgenid.check_bound()?;
-        vma.map_shared_readonly(&file.sysgenid.reseeds.page)
-    }
-}
-
 #[cfg(CONFIG_VMGENID_KUNIT_TEST)]
-#[kunit_tests(vmgenid_sysgenid)]
+#[kunit_tests(vmgenid_reseeds)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_count_is_read_whole() {
-        assert_eq!(check_read(0), Ok(false));
-        for len in [1, 2, 3] {
-            assert_eq!(check_read(len), Err(EINVAL));
-        }
-        for len in [4, 5, 4096] {
-            assert_eq!(check_read(len), Ok(true));
-        }
-    }
 
     #[test]
     fn each_reseed_counts() -> Result {

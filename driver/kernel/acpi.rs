@@ -5,8 +5,6 @@
 //! C headers: [`include/acpi/acpi_bus.h`](srctree/include/acpi/acpi_bus.h),
 //! [`include/acpi/acpixf.h`](srctree/include/acpi/acpixf.h)
 
-#[cfg(CONFIG_VMGENID = "m")]
-use super::irq;
 use core::ptr::NonNull;
 use kernel::{
     bindings,
@@ -19,11 +17,14 @@ use kernel::{
     ffi::c_void,
     prelude::*,
     sync::{
-        aref::ARef,
-        Arc, //
+        Arc,
+        ArcBorrow, //
     },
     types::Opaque, //
 };
+
+#[cfg(CONFIG_VMGENID = "y")]
+use kernel::sync::aref::ARef;
 
 /// `ACPI_ALLOCATE_BUFFER` of `include/acpi/actypes.h`, which bindgen cannot evaluate.
 const ACPI_ALLOCATE_BUFFER: bindings::acpi_size = bindings::acpi_size::MAX;
@@ -32,30 +33,9 @@ const ACPI_ALLOCATE_BUFFER: bindings::acpi_size = bindings::acpi_size::MAX;
 const AE_OK: bindings::acpi_status = 0;
 const AE_NOT_FOUND: bindings::acpi_status = 5;
 
-/// Returns the interrupt that tells of ACPI's events: the SCI, whose handlers share it.
-///
-/// # Errors
-///
-/// Why there is none.
-#[cfg(CONFIG_VMGENID = "m")]
-pub(crate) fn event_interrupt() -> Result<irq::SharedLine, &'static str> {
-    // SAFETY: This copy of the FADT was made while the machine booted; nobody writes to it.
-    let (flags, gsi) = unsafe {
-        (
-            bindings::acpi_gbl_FADT.flags,
-            bindings::acpi_gbl_FADT.sci_interrupt,
-        )
-    };
-    if flags & bindings::ACPI_FADT_HW_REDUCED != 0 {
-        return Err("hardware-reduced ACPI has no interrupt for it");
-    }
-
-    let mut irq = 0;
-    // SAFETY: The number can be written to.
-    to_result(unsafe { bindings::acpi_gsi_to_irq(u32::from(gsi), &mut irq) })
-        .map_err(|_| "ACPI has no interrupt")?;
-    // SAFETY: ACPI's own handler has it, too, for as long as the machine runs.
-    Ok(unsafe { irq::SharedLine::new(irq) })
+/// Returns the `struct device` that [`device::Device`] is a transparent wrapper of.
+fn raw(dev: &device::Device<Bound>) -> *mut bindings::device {
+    core::ptr::from_ref(dev).cast_mut().cast()
 }
 
 /// An ACPI device object (`struct acpi_device`), companion of a device on another bus.
@@ -69,10 +49,8 @@ pub(crate) struct Device(Opaque<bindings::acpi_device>);
 impl Device {
     /// Returns the ACPI companion of `dev`, if it has one: `ACPI_COMPANION()`.
     pub(crate) fn companion(dev: &device::Device<Bound>) -> Option<&Self> {
-        let dev: *const device::Device<Bound> = dev;
-        // SAFETY: `device::Device` is a transparent wrapper of a valid `struct device`, and
-        // `fwnode` does not change while the device is bound.
-        let fwnode = unsafe { (*dev.cast::<bindings::device>()).fwnode };
+        // SAFETY: The device is valid, and `fwnode` does not change while it is bound.
+        let fwnode = unsafe { (*raw(dev)).fwnode };
 
         // SAFETY: `fwnode` is null or valid; the function takes either.
         if !unsafe { bindings::is_acpi_device_node(fwnode) } {
@@ -99,14 +77,14 @@ impl Device {
         unsafe { &raw mut (*self.as_raw()).fwnode }
     }
 
-    /// Calls `f` with each device that has one of these IDs, once, until that fails.
+    /// Calls `f` with each device that has one of these IDs, once, until a call fails.
     #[cfg(CONFIG_VMGENID = "y")]
-    pub(crate) fn each_with_id(ids: &[&CStr], mut f: impl FnMut(&Self) -> Result) -> Result {
+    pub(crate) fn each_with_id(ids: &[&CStr], mut f: impl FnMut(ARef<Self>) -> Result) -> Result {
         for (n, id) in ids.iter().enumerate() {
             let mut last = None;
             while let Some(device) = Self::next(last, id) {
-                if !ids[..n].iter().any(|id| device.has_id(id)) {
-                    f(&device)?;
+                if !ids.iter().take(n).any(|id| device.has_id(id)) {
+                    f(device.clone())?;
                 }
                 last = Some(device);
             }
@@ -208,15 +186,6 @@ unsafe impl kernel::sync::aref::AlwaysRefCounted for Device {
     }
 }
 
-/// Waits until all notifications have been handled that came before, by all their handlers.
-///
-/// Not to be called by one of them.
-#[cfg(CONFIG_VMGENID = "y")]
-pub(crate) fn wait_for_notifications() {
-    // SAFETY: To be called from anywhere that may sleep.
-    unsafe { bindings::acpi_os_wait_events_complete() };
-}
-
 /// The result of an evaluation.
 ///
 /// # Invariants
@@ -287,114 +256,49 @@ impl Object {
 /// Handlers run in process context, on work queues; several may run at the same time.
 pub(crate) trait NotifyHandler: Send + Sync + 'static {
     /// Called for each device notification (values from 0x80 on).
-    fn notify(&self, event: u32);
-}
-
-/// An installed handler of the device notifications of an ACPI device.
-///
-/// # Invariants
-///
-/// - `adev` is the `struct device` that is embedded in a `struct acpi_device`, on which `callback`
-///   is installed.
-/// - The context of that handler is a pointer to `handler`'s data.
-struct NotifyRegistration<T: NotifyHandler> {
-    adev: ARef<device::Device>,
-    // ACPICA finds what to remove by this address, and a function may have several.
-    callback: bindings::acpi_notify_handler,
-    _handler: Arc<T>,
-}
-
-impl<T: NotifyHandler> NotifyRegistration<T> {
-    fn adev(&self) -> *mut bindings::acpi_device {
-        let dev: *const device::Device = &*self.adev;
-        let dev = dev.cast::<bindings::device>().cast_mut();
-        // SAFETY: By the type invariants, `dev` is embedded in a `struct acpi_device`.
-        unsafe { kernel::container_of!(dev, bindings::acpi_device, dev) }
-    }
-}
-
-impl<T: NotifyHandler> Drop for NotifyRegistration<T> {
-    fn drop(&mut self) {
-        // This waits for running handlers, so that `_handler` is dropped after the last use.
-        //
-        // SAFETY: By the type invariants the handler is installed, and only once.
-        unsafe {
-            bindings::acpi_dev_remove_notify_handler(
-                self.adev(),
-                bindings::ACPI_DEVICE_NOTIFY,
-                self.callback,
-            )
-        };
-    }
+    fn notify(self: ArcBorrow<'_, Self>, event: u32);
 }
 
 /// Calls `handler` for each notification of `dev`'s ACPI companion, until `dev` is unbound.
 ///
-/// The handler is removed by devres, that is after the driver's own data has been dropped; what a
-/// handler needs is therefore in the [`Arc`]. When the device is unbound no call is running, and
-/// none will come.
+/// The handler is removed by devres, that is after the driver's own data has been dropped. This
+/// blocks until all in-flight calls complete.
 ///
 /// # Errors
 ///
 /// - `ENODEV`: `dev` has no ACPI companion, or the handler could not be installed.
-/// - `ENOMEM`: there is no memory for the registration.
-///
-/// # Examples
-///
-/// ```ignore
-/// struct Counted(Atomic<u32>);
-///
-/// impl acpi::NotifyHandler for Counted {
-///     fn notify(&self, _event: u32) {
-///         self.0.fetch_add(1, Relaxed);
-///     }
-/// }
-///
-/// acpi::register_notify_handler(dev, Arc::new(Counted(Atomic::new(0)), GFP_KERNEL)?)?;
-/// ```
+/// - `ENOMEM`: There is no memory for the registration.
 pub(crate) fn register_notify_handler<T: NotifyHandler>(
     dev: &device::Device<Bound>,
     handler: Arc<T>,
 ) -> Result {
-    let adev = Device::companion(dev).ok_or(ENODEV)?.as_raw();
-    let callback: bindings::acpi_notify_handler = Some(notify_callback::<T>);
+    let context = Arc::as_ptr(&handler).cast_mut().cast::<c_void>();
+    // Devres drops this reference after it has removed the handler, which is registered later.
+    devres::register(dev, handler, GFP_KERNEL)?;
 
-    // SAFETY: The companion is valid. The context is valid until the handler is removed, since
-    // the registration below owns a reference to it.
+    // SAFETY: The device is bound. The context is valid until the handler is removed, by the
+    // reference above.
     to_result(unsafe {
-        bindings::acpi_dev_install_notify_handler(
-            adev,
+        bindings::devm_acpi_install_notify_handler(
+            raw(dev),
             bindings::ACPI_DEVICE_NOTIFY,
-            callback,
-            Arc::as_ptr(&handler).cast_mut().cast::<c_void>(),
+            Some(notify_callback::<T>),
+            context,
         )
-    })?;
-
-    // SAFETY: `adev` is valid, so is the `struct device` in it; the reference taken here keeps it
-    // for the registration's life.
-    let adev = unsafe { device::Device::get_device(&raw mut (*adev).dev) };
-
-    // INVARIANT: The handler was installed just above.
-    let registration = NotifyRegistration {
-        adev,
-        callback,
-        _handler: handler,
-    };
-
-    devres::register(dev, registration, GFP_KERNEL)
+    })
 }
 
 /// # Safety
 ///
-/// To be used only as the handler that [`register_notify_handler`] installs.
+/// This function should be only used as the handler in [`register_notify_handler`].
 unsafe extern "C" fn notify_callback<T: NotifyHandler>(
     _handle: bindings::acpi_handle,
     event: u32,
     context: *mut c_void,
 ) {
-    // SAFETY: `context` was made from an `Arc<T>` that is not dropped before the handler has been
+    // SAFETY: `context` points at the data of an `Arc<T>` that is dropped after the handler was
     // removed, which waits for this call.
-    let handler = unsafe { &*context.cast_const().cast::<T>() };
+    let handler = unsafe { ArcBorrow::from_raw(context.cast_const().cast::<T>()) };
 
     handler.notify(event);
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What [`kernel::irq`] lacks: interrupts that belong to no device of ours, and are shared with those
-//! they belong to.
+//! ACPI's interrupt (the SCI), shared with ACPI's own handler.
+//!
+//! [`kernel::irq`] registers interrupts that belong to a device; this one belongs to none.
 //!
 //! C header: [`include/linux/interrupt.h`](srctree/include/linux/interrupt.h)
 
@@ -18,45 +19,78 @@ use kernel::{
         c_ulong,
         c_void, //
     },
-    irq::IrqReturn,
+    irq::ThreadedIrqReturn,
     prelude::*,
-    sync::Arc, //
+    sync::{
+        Arc,
+        ArcBorrow, //
+    }, //
 };
 
-/// An interrupt line that is there as long as the machine, whose handlers share it.
+/// Callbacks for the SCI.
+pub(crate) trait SciHandler: Send + Sync + 'static {
+    /// Called in hard interrupt context, for each SCI, also where another handler's device has
+    /// raised it. Returns whether [`SciHandler::handle`] is to be called.
+    fn is_needed(&self) -> bool;
+
+    /// Called in the interrupt's own thread, which has real-time priority and runs on the CPU that
+    /// took the interrupt. The line stays masked until this returns.
+    fn handle(self: ArcBorrow<'_, Self>) -> ThreadedIrqReturn;
+}
+
+/// The SCI's mapping to an interrupt number.
 ///
 /// # Invariants
 ///
-/// The number is that of an interrupt that is never freed.
-#[derive(Clone, Copy)]
-pub(crate) struct SharedLine(u32);
+/// `irq` is mapped to the SCI, and this value owns one reference to the mapping.
+struct Sci {
+    gsi: u32,
+    irq: u32,
+}
 
-impl SharedLine {
-    /// # Safety
+impl Sci {
+    /// Takes a reference to the mapping.
     ///
-    /// `irq` has to be the number of an interrupt that is never freed.
-    pub(super) unsafe fn new(irq: u32) -> Self {
-        // INVARIANT: By the safety requirements.
-        Self(irq)
+    /// # Errors
+    ///
+    /// What is missing, in words that end a sentence.
+    fn new() -> Result<Self, &'static str> {
+        // SAFETY: This copy of the FADT was made while the machine booted, and does not change.
+        let (flags, gsi) = unsafe {
+            (
+                bindings::acpi_gbl_FADT.flags,
+                bindings::acpi_gbl_FADT.sci_interrupt,
+            )
+        };
+        if flags & bindings::ACPI_FADT_HW_REDUCED != 0 {
+            return Err("hardware-reduced ACPI has no SCI");
+        }
+
+        let gsi = u32::from(gsi);
+        let mut irq = 0;
+        // SAFETY: The number can be written to.
+        to_result(unsafe { bindings::acpi_gsi_to_irq(gsi, &mut irq) })
+            .map_err(|_| "the SCI has no interrupt number")?;
+        // INVARIANT: The function returned the number, and has counted the reference.
+        Ok(Self { gsi, irq })
     }
 }
 
-/// Callbacks for a shared interrupt.
-pub(crate) trait SharedHandler: Send + Sync + 'static {
-    /// Called whenever the interrupt comes, whoever it is for: in interrupt context (so that it must
-    /// not sleep), on one CPU at a time.
-    ///
-    /// [`IrqReturn::None`]: it was for somebody else.
-    fn handle(&self) -> IrqReturn;
+impl Drop for Sci {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants the reference is this value's to give back. ACPI has
+        // another one for its own handler, so the mapping stays.
+        unsafe { bindings::acpi_unregister_gsi(self.gsi) };
+    }
 }
 
-/// A registered handler.
+/// A registered handler of the SCI.
 ///
 /// # Invariants
 ///
-/// `callback::<T>` is registered for `line`, with a pointer to `handler`'s data.
-struct Registration<T: SharedHandler> {
-    line: SharedLine,
+/// `hard::<T>` and `thread::<T>` are registered for `sci.irq`, with a pointer to `handler`'s data.
+struct Registration<T: SciHandler> {
+    sci: Sci,
     handler: Arc<T>,
 }
 
@@ -64,61 +98,73 @@ fn cookie<T>(handler: &Arc<T>) -> *mut c_void {
     Arc::as_ptr(handler).cast_mut().cast()
 }
 
-impl<T: SharedHandler> Drop for Registration<T> {
+impl<T: SciHandler> Drop for Registration<T> {
     fn drop(&mut self) {
-        // This waits for a running callback, so that `handler` is dropped after the last use.
-        //
-        // SAFETY: By the type invariants it is registered, with this cookie.
-        unsafe { bindings::free_irq(self.line.0, cookie(&self.handler)) };
+        // SAFETY: By the type invariants the handler is registered, with this cookie. This blocks
+        // until all in-flight calls complete.
+        unsafe { bindings::free_irq(self.sci.irq, cookie(&self.handler)) };
     }
 }
 
-/// Calls `handler` whenever the interrupt comes, until `dev` is unbound. It is removed by devres.
-///
-/// If the others on this line keep it masked until their threads are done (`IRQF_ONESHOT`), that
-/// is so for this handler, too. It has no thread itself, and so nobody waits for it.
+/// Registers `handler` for the SCI until `dev` is unbound.
 ///
 /// # Errors
 ///
-/// - `EBUSY`: it is not shared, or there are too many on this line.
-/// - `EINVAL`: nobody can request it.
-/// - `ENOMEM`: there is no memory for the registration.
-///
-/// And those of `request_irq()`.
-pub(crate) fn register_shared<T: SharedHandler>(
+/// What is missing, in words that end a sentence.
+pub(crate) fn register_sci_handler<T: SciHandler>(
     dev: &Device<Bound>,
-    line: SharedLine,
+    name: &'static CStr,
     handler: Arc<T>,
-) -> Result {
-    let flags = bindings::IRQF_SHARED | bindings::IRQF_COND_ONESHOT;
+) -> Result<(), &'static str> {
+    let sci = Sci::new()?;
+    // As ACPI's own handler has them. With `IRQF_ONESHOT` the hard half stays in hard interrupt
+    // context where the kernel was booted with `threadirqs`.
+    let flags = bindings::IRQF_SHARED | bindings::IRQF_ONESHOT;
 
-    // SAFETY: The name is static. The cookie is valid until the handler is removed, since the
-    // registration below owns a reference to it, and identifies it.
+    // SAFETY: The name is static. The cookie identifies the handler, and is valid until the handler
+    // is freed, since the registration below owns a reference to it.
     to_result(unsafe {
         bindings::request_threaded_irq(
-            line.0,
-            Some(callback::<T>),
-            None,
+            sci.irq,
+            Some(hard::<T>),
+            Some(thread::<T>),
             flags as c_ulong,
-            crate::NAME.as_char_ptr(),
+            name.as_char_ptr(),
             cookie(&handler),
         )
-    })?;
+    })
+    .map_err(|_| "the SCI cannot be shared")?;
 
-    // INVARIANT: It was registered just above.
-    devres::register(dev, Registration { line, handler }, GFP_KERNEL)
+    // INVARIANT: The handler was registered just above.
+    devres::register(dev, Registration { sci, handler }, GFP_KERNEL).map_err(|_| "out of memory")
 }
 
 /// # Safety
 ///
-/// To be used only as the handler that [`register_shared`] requests.
-unsafe extern "C" fn callback<T: SharedHandler>(
+/// This function should be only used as the hard handler in [`register_sci_handler`].
+unsafe extern "C" fn hard<T: SciHandler>(
     _irq: c_int,
     cookie: *mut c_void,
 ) -> bindings::irqreturn_t {
-    // SAFETY: `cookie` was made from an `Arc<T>` that is not dropped before the handler has been
-    // removed, which waits for this call.
+    // SAFETY: `cookie` points at the data of an `Arc<T>` that is dropped after the handler was freed.
     let handler = unsafe { &*cookie.cast_const().cast::<T>() };
+
+    if handler.is_needed() {
+        bindings::irqreturn::IRQ_WAKE_THREAD
+    } else {
+        bindings::irqreturn::IRQ_NONE
+    }
+}
+
+/// # Safety
+///
+/// This function should be only used as the thread function in [`register_sci_handler`].
+unsafe extern "C" fn thread<T: SciHandler>(
+    _irq: c_int,
+    cookie: *mut c_void,
+) -> bindings::irqreturn_t {
+    // SAFETY: As in `hard`.
+    let handler = unsafe { ArcBorrow::from_raw(cookie.cast_const().cast::<T>()) };
 
     bindings::irqreturn_t(handler.handle() as u32)
 }

@@ -30,8 +30,9 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `start..start + len` is not empty, lies within the physical address space, and holds no byte
-/// of System RAM.
+/// `start..start + len` is not empty, and lies within the physical address space. When the range was
+/// checked, it held no byte of System RAM. (Memory that is plugged in later is at addresses where
+/// the firmware told of nothing.)
 #[derive(Clone, Copy)]
 pub(crate) struct Range {
     start: u64,
@@ -80,33 +81,21 @@ impl Range {
         self.start < other.start + other.len as u64 && other.start < self.start + self.len as u64
     }
 
-    /// Calls `found` with the length and the descriptor of each part of the range that the
-    /// kernel's map of physical addresses lists with all of `flags`, and, unless it is
-    /// `IORES_DESC_NONE`, with the descriptor `desc`. What lies inside of such a part is not
-    /// looked at.
-    fn walk(&self, flags: u32, desc: u32, mut found: impl FnMut(u64, u32)) {
+    /// Calls `found` with the length and the descriptor of each part of the range that the kernel's
+    /// map of physical addresses lists with all of `flags`, and, unless it is `IORES_DESC_NONE`, with
+    /// the descriptor `desc`. The map's entries inside of such a part are not looked at.
+    fn walk(&self, flags: u32, desc: u32, mut found: &mut dyn FnMut(u64, u32)) {
         /// # Safety
         ///
-        /// `res` is valid, and `found` points at an `F`, exclusively.
-        unsafe extern "C" fn part<F: FnMut(u64, u32)>(
-            res: *mut bindings::resource,
-            found: *mut c_void,
-        ) -> c_int {
+        /// `res` is valid, and `found` points at what `walk` got, exclusively.
+        unsafe extern "C" fn part(res: *mut bindings::resource, found: *mut c_void) -> c_int {
             // SAFETY: By the safety requirements of this function.
-            let (res, found) = unsafe { (&*res, &mut *found.cast::<F>()) };
+            let (res, found) = unsafe { (&*res, &mut *found.cast::<&mut dyn FnMut(u64, u32)>()) };
             found(res.end - res.start + 1, res.desc as u32);
             0
         }
 
-        fn callback<F: FnMut(u64, u32)>(
-            _: &F,
-        ) -> unsafe extern "C" fn(*mut bindings::resource, *mut c_void) -> c_int {
-            part::<F>
-        }
-
-        let callback = callback(&found);
-        // SAFETY: `callback` gets a valid resource, cut down to the range, and the pointer to
-        // `found`, whose type it was made for.
+        // SAFETY: `part` gets a valid resource, cut down to the range, and the pointer to `found`.
         unsafe {
             bindings::walk_iomem_res_desc(
                 c_ulong_of(desc),
@@ -114,21 +103,24 @@ impl Range {
                 self.start,
                 self.start + self.len as u64 - 1,
                 (&raw mut found).cast(),
-                Some(callback),
+                Some(part),
             )
         };
     }
 
-    /// Returns how many bytes of the range the firmware's memory map lists with the descriptor
-    /// `desc`.
-    fn listed(&self, desc: u32) -> u64 {
+    /// Returns whether the firmware's memory map lists every byte of the range as reserved or as
+    /// ACPI non-volatile storage.
+    fn is_reserved(&self) -> bool {
         let mut sum = 0;
-        self.walk(bindings::IORESOURCE_MEM, desc, |len, _| sum += len);
-        sum
+        for desc in RESERVED {
+            // Entries of the firmware's map do not overlap, so that no byte is counted twice.
+            self.walk(bindings::IORESOURCE_MEM, desc, &mut |len, _| sum += len);
+        }
+        sum == self.len as u64
     }
 
-    /// Returns whether a device, or ROM, is known to be in the range. The firmware lists such
-    /// places as reserved, too.
+    /// Returns whether a device, or ROM, is known to be in the range. The firmware lists such places
+    /// as reserved, too.
     fn has_device(&self) -> bool {
         // From here to 4 GiB a PC has its APICs, the HPET, the chipset's registers, the TPM and the
         // firmware's flash memory. The kernel does not know of all of them.
@@ -137,28 +129,23 @@ impl Range {
             return true;
         }
 
-        let mut found = false;
-        // Claimed by a driver or, as ECAM is, by the kernel itself. So are the firmware's entries,
-        // some of them; what is inside of those is not seen here.
-        self.walk(
-            bindings::IORESOURCE_MEM | bindings::IORESOURCE_BUSY,
-            bindings::IORES_DESC_NONE,
-            |_, desc| found |= !RESERVED.contains(&desc),
-        );
-        // PCI BARs, claimed or not, the windows that they are in, and ROM. The kernel enlarges a
-        // reserved entry to hold what it overlaps: they can be inside of one.
+        let mut has_device = false;
         for flag in [
+            // Claimed by a driver or, as ECAM is, by the kernel itself. Some of the firmware's
+            // entries are claimed, too; the entries inside of those are not seen here.
+            bindings::IORESOURCE_BUSY,
+            // PCI BARs, claimed or not, the windows that they are in, and ROM. The kernel enlarges a
+            // reserved entry to hold what it overlaps: these can be inside of one.
             bindings::IORESOURCE_SIZEALIGN,
             bindings::IORESOURCE_WINDOW,
             bindings::IORESOURCE_READONLY,
         ] {
-            self.walk(
-                bindings::IORESOURCE_MEM | flag,
-                bindings::IORES_DESC_NONE,
-                |_, _| found = true,
-            );
+            let flags = bindings::IORESOURCE_MEM | flag;
+            self.walk(flags, bindings::IORES_DESC_NONE, &mut |_, desc| {
+                has_device |= flag != bindings::IORESOURCE_BUSY || !RESERVED.contains(&desc)
+            });
         }
-        found
+        has_device
     }
 }
 
@@ -193,9 +180,7 @@ impl ReservedPage {
         }
         let range = Range::new(start, PAGE_SIZE)?;
 
-        // Entries of the firmware's map do not overlap, so that no byte is counted twice.
-        let listed: u64 = RESERVED.iter().map(|&desc| range.listed(desc)).sum();
-        if listed != PAGE_SIZE as u64 {
+        if !range.is_reserved() {
             return Err("is not in memory that the firmware reserved");
         }
         if range.has_device() {

@@ -11,7 +11,7 @@
 //! C headers: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h),
 //! [`include/linux/poll.h`](srctree/include/linux/poll.h)
 
-use super::rwonce::ReadOnce;
+use super::mm::Area;
 use core::marker::PhantomData;
 use kernel::{
     bindings,
@@ -33,12 +33,9 @@ use kernel::{
     },
     mm::virt::VmaNew,
     prelude::*,
-    sync::{
-        atomic::Atomic,
-        poll::{
-            PollCondVar,
-            PollTable, //
-        }, //
+    sync::poll::{
+        PollCondVar,
+        PollTable, //
     },
     types::{
         ForeignOwnable,
@@ -47,8 +44,7 @@ use kernel::{
     uaccess::{
         UserPtr,
         UserSlice,
-        UserSliceReader,
-        UserSliceWriter, //
+        UserSliceReader, //
     },
 };
 
@@ -66,10 +62,10 @@ impl Ready {
     /// Nothing yet.
     pub(crate) const NOT: Self = Self(0);
 
-    /// A read gives something new.
+    /// A read returns something new.
     pub(crate) const READ: Self = Self(bindings::POLLIN | bindings::POLLRDNORM);
 
-    /// Nothing will ever come any more.
+    /// Nothing will ever come.
     pub(crate) const GONE: Self = Self(bindings::POLLHUP | bindings::POLLERR);
 }
 
@@ -80,42 +76,33 @@ pub(crate) struct Waiter<'a> {
 }
 
 impl Waiter<'_> {
-    /// Has the poller woken whenever `condvar` is notified. To be called before looking whether
-    /// the file is ready: what changes after the look wakes the poller then.
+    /// Has the poller woken whenever `condvar` is notified. The caller looks after this whether the
+    /// file is ready, so that it misses no change.
     pub(crate) fn wait_for(&self, condvar: &PollCondVar) {
         self.table.register_wait(self.file, condvar);
     }
 }
 
-/// An extension of [`Kiocb`].
-pub(crate) trait KiocbExt {
-    /// Returns whether the call must not wait: `EAGAIN` is the answer if it would have to.
-    fn nowait(&self) -> bool;
+/// A call of `read(2)` or one of its relatives.
+pub(crate) struct Request {
+    /// The size of the buffer, in bytes: with `readv(2)`, of all buffers.
+    pub(crate) len: usize,
 
-    /// Returns whether the file was opened, or set, not to wait: `O_NONBLOCK`.
-    fn nonblock(&self) -> bool;
-}
+    /// The position.
+    pub(crate) pos: i64,
 
-impl<T: ForeignOwnable> KiocbExt for Kiocb<'_, T> {
-    fn nowait(&self) -> bool {
-        // SAFETY: By the type invariants the `struct kiocb` is valid; its flags belong to the call.
-        unsafe { (*self.as_raw()).ki_flags & IOCB_NOWAIT != 0 }
-    }
-
-    fn nonblock(&self) -> bool {
-        // SAFETY: By the type invariants the `struct kiocb` is valid, and has a file that is.
-        // `fcntl(2)` may change its flags; this is one load of a word.
-        let flags = unsafe { (&raw const (*(*self.as_raw()).ki_filp).f_flags).read_volatile() };
-        flags & O_NONBLOCK != 0
-    }
+    /// Whether the call must not sleep (`O_NONBLOCK`, `RWF_NOWAIT`, io_uring): `EAGAIN` is the
+    /// answer if it would have to. io_uring then polls the file, and tries again when it is ready.
+    pub(crate) nonblock: bool,
 }
 
 /// Shorthand for what a callback gets of a file's private data.
 pub(crate) type Borrowed<'a, T> = <<T as FileOperations>::Ptr as ForeignOwnable>::Borrowed<'a>;
 
-/// The file operations of a misc device without a file position: `lseek` answers 0.
+/// The file operations of a misc device whose files return a native-endian u32 to each read, and have
+/// no position: `lseek` answers 0.
 pub(crate) trait FileOperations: Sized + Send + Sync + 'static {
-    /// What the registration owns, and all its files are opened from.
+    /// What the registration owns. All files are opened from it.
     type Data: Send + Sync;
 
     /// The private data of an open file.
@@ -127,53 +114,24 @@ pub(crate) trait FileOperations: Sized + Send + Sync + 'static {
     /// Called when the device is opened.
     fn open(data: &Self::Data) -> Result<Self::Ptr>;
 
-    /// Whether there is a [`FileOperations::write`]; without, the VFS answers `EINVAL`.
-    const WRITE: bool = false;
+    /// Handler for `read(2)`, `pread(2)`, `readv(2)`, io_uring and the like. `None`: The call returns
+    /// 0. Otherwise `request.len` is at least the size of a u32.
+    fn read(file: Borrowed<'_, Self>, request: Request) -> Result<Option<u32>>;
 
-    /// Handler for `read(2)` and `pread(2)`: reads into `buf` from the position `pos`.
-    ///
-    /// It is what [`FileOperations::read_iter`] does, without the cost of an IO vector. `nonblock`:
-    /// the file is not to be waited for.
-    fn read(
-        file: Borrowed<'_, Self>,
-        nonblock: bool,
-        buf: UserSliceWriter,
-        pos: i64,
-    ) -> Result<usize>;
+    /// Called when `value` from [`FileOperations::read`] was copied to the process.
+    fn returned(file: Borrowed<'_, Self>, value: u32);
 
-    /// The same, where little is to be done. `None`: [`FileOperations::read`] has to do it; the
-    /// buffer is untouched.
-    ///
-    /// What is common and short comes first, without the frame and the registers that the rest
-    /// needs.
-    #[inline(always)]
-    fn read_fast(
-        _file: Borrowed<'_, Self>,
-        _buf: UserSliceWriter,
-        _pos: i64,
-    ) -> Option<Result<usize>> {
-        None
-    }
-
-    /// Handler for all the other ways to read: `readv(2)`, `preadv(2)`, io_uring.
-    ///
-    /// Where [`KiocbExt::nowait`] says so it does not wait, but answers `EAGAIN`. io_uring then
-    /// polls the file, and tries again when that is ready.
-    fn read_iter(kiocb: Kiocb<'_, Self::Ptr>, iov: &mut IovIterDest<'_>) -> Result<usize>;
-
-    /// Handler for `write(2)` and its relatives: writes what `buf` has, wherever.
-    fn write(_file: Borrowed<'_, Self>, _buf: UserSliceReader) -> Result<usize> {
-        Err(EINVAL)
-    }
+    /// Handler for `write(2)` and its relatives: writes what `buf` has, at any position.
+    fn write(file: Borrowed<'_, Self>, buf: UserSliceReader) -> Result<usize>;
 
     /// Handler for `poll(2)`, `select(2)`, `epoll_wait(2)`: says what to wait for, and then what the
-    /// file is ready for at once.
+    /// file is ready for. Must not sleep for long: `poll(2)` may have been called with a timeout of 0.
     ///
     /// Callers hold locks of their own that are taken for polling only: epoll's, io_uring's.
     fn poll(file: Borrowed<'_, Self>, waiter: &Waiter<'_>) -> Ready;
 
     /// Handler for `mmap(2)`.
-    fn mmap(file: Borrowed<'_, Self>, vma: &VmaNew) -> Result;
+    fn mmap(file: Borrowed<'_, Self>, area: Area<'_>) -> Result;
 }
 
 /// Makes a kernel-crate misc device of a `T`. Nobody outside of this file can register it.
@@ -199,12 +157,42 @@ impl<T: FileOperations> MiscDevice for Adapter<T> {
     }
 
     fn read_iter(kiocb: Kiocb<'_, T::Ptr>, iov: &mut IovIterDest<'_>) -> Result<usize> {
-        T::read_iter(kiocb, iov)
+        // SAFETY: By the type invariants the `struct kiocb` is valid, and so is its file. The flags
+        // belong to the call.
+        let (nowait, file) = unsafe {
+            let kiocb = kiocb.as_raw();
+            ((*kiocb).ki_flags & IOCB_NOWAIT != 0, (*kiocb).ki_filp)
+        };
+        let request = Request {
+            len: iov.len(),
+            pos: kiocb.ki_pos(),
+            // SAFETY: The file is valid, as said above.
+            nonblock: nowait || unsafe { nonblock(file) },
+        };
+
+        let Some(value) = T::read(kiocb.file(), request)? else {
+            return Ok(0);
+        };
+        if iov.copy_to_iter(&value.to_ne_bytes()) != size_of::<u32>() {
+            return Err(EFAULT);
+        }
+        T::returned(kiocb.file(), value);
+        Ok(size_of::<u32>())
     }
 
     fn mmap(private: Borrowed<'_, T>, _file: &File, vma: &VmaNew) -> Result {
-        T::mmap(private, vma)
+        T::mmap(private, Area::new(vma))
     }
+}
+
+/// Returns whether the file was opened, or set, not to sleep: `O_NONBLOCK`.
+///
+/// # Safety
+///
+/// The file must be valid.
+unsafe fn nonblock(file: *const bindings::file) -> bool {
+    // SAFETY: The file is valid. `fcntl(2)` may change its flags; this is one load of a word.
+    unsafe { (&raw const (*file).f_flags).read_volatile() & O_NONBLOCK != 0 }
 }
 
 impl<T: FileOperations> Adapter<T> {
@@ -213,7 +201,7 @@ impl<T: FileOperations> Adapter<T> {
     /// The kernel crate's operations, and what they lack.
     const FOPS: bindings::file_operations = bindings::file_operations {
         read: Some(Self::read),
-        write: if T::WRITE { Some(Self::write) } else { None },
+        write: Some(Self::write),
         poll: Some(Self::poll),
         llseek: Some(bindings::noop_llseek),
         // SAFETY: The pointer is to a constant.
@@ -241,6 +229,8 @@ impl<T: FileOperations> Adapter<T> {
         T::poll(private, &waiter).0
     }
 
+    /// The same as `read_iter` without the cost of an IO vector.
+    ///
     /// # Safety
     ///
     /// `file` must be a valid file of a registered `Adapter<T>`, and `ppos` a valid position: the VFS
@@ -252,41 +242,26 @@ impl<T: FileOperations> Adapter<T> {
         ppos: *mut bindings::loff_t,
     ) -> isize {
         // SAFETY: The read call of a file can access the private data, and borrow from it.
-        let private = unsafe { T::Ptr::borrow((*file).private_data) };
-        let slice = UserSlice::new(UserPtr::from_ptr(buf.cast()), len).writer();
+        let private = || unsafe { T::Ptr::borrow((*file).private_data) };
+        let request = Request {
+            len,
+            // SAFETY: The position is valid by the safety requirements.
+            pos: unsafe { *ppos },
+            // SAFETY: The file is valid by the safety requirements.
+            nonblock: unsafe { nonblock(file) },
+        };
 
-        // SAFETY: The position is valid by the safety requirements.
-        match T::read_fast(private, slice, unsafe { *ppos }) {
-            // The compiler would take the length from what the copy gets, by way of a register
-            // that has to be saved for that.
-            Some(Ok(len)) => Atomic::new(len).read_once() as isize,
-            Some(Err(err)) => errno(err),
-            // SAFETY: The requirements are those of this function. The borrow has ended.
-            None => unsafe { Self::read_all(file, buf, len, ppos) },
+        let value = match T::read(private(), request) {
+            Ok(Some(value)) => value,
+            Ok(None) => return 0,
+            Err(err) => return err.to_errno() as isize,
+        };
+        let buf = UserSlice::new(UserPtr::from_ptr(buf.cast()), size_of::<u32>());
+        if let Err(err) = buf.writer().write(&value) {
+            return err.to_errno() as isize;
         }
-    }
-
-    /// # Safety
-    ///
-    /// Those of `read`.
-    #[cold]
-    #[inline(never)]
-    unsafe extern "C" fn read_all(
-        file: *mut bindings::file,
-        buf: *mut c_char,
-        len: usize,
-        ppos: *mut bindings::loff_t,
-    ) -> isize {
-        // SAFETY: The file is valid; `fcntl(2)` may change its flags, and this is one load of a word.
-        let flags = unsafe { (&raw const (*file).f_flags).read_volatile() };
-        // SAFETY: The read call of a file can access the private data, and borrow from it.
-        let private = unsafe { T::Ptr::borrow((*file).private_data) };
-        let buf = UserSlice::new(UserPtr::from_ptr(buf.cast()), len).writer();
-
-        // SAFETY: The position is valid by the safety requirements.
-        answer(T::read(private, flags & O_NONBLOCK != 0, buf, unsafe {
-            *ppos
-        }))
+        T::returned(private(), value);
+        size_of::<u32>() as isize
     }
 
     /// # Safety
@@ -302,23 +277,11 @@ impl<T: FileOperations> Adapter<T> {
         let private = unsafe { T::Ptr::borrow((*file).private_data) };
         let buf = UserSlice::new(UserPtr::from_ptr(buf.cast_mut().cast()), len).reader();
 
-        answer(T::write(private, buf))
+        match T::write(private, buf) {
+            Ok(len) => len as isize,
+            Err(err) => err.to_errno() as isize,
+        }
     }
-}
-
-/// What a call returns.
-fn answer(result: Result<usize>) -> isize {
-    match result {
-        Ok(len) => len as isize,
-        Err(err) => errno(err),
-    }
-}
-
-/// What a call that failed returns: out of line, so that the others do not pay for it.
-#[cold]
-#[inline(never)]
-fn errno(err: Error) -> isize {
-    err.to_errno() as isize
 }
 
 /// A registered misc device, and what its files are opened from.

@@ -12,73 +12,73 @@ use super::{
 use kernel::{
     bindings,
     error::to_result,
-    mm::virt::{
-        flags,
-        VmaNew, //
-    },
+    mm::virt::VmaNew,
     page::PAGE_SIZE,
     prelude::*, //
 };
 
-/// An extension of [`VmaNew`].
-pub(crate) trait VmaNewExt {
-    /// Maps `page` into the area: cached, and for good neither writable nor executable.
+/// An area of a process's memory that `mmap(2)` is about to make, and into which nothing is mapped.
+///
+/// Its methods consume it, since only one mapping can be made in it.
+///
+/// # Invariants
+///
+/// Nothing is mapped into the area, and neither `VM_PFNMAP` nor `VM_MIXEDMAP` is set.
+pub(crate) struct Area<'a>(&'a VmaNew);
+
+impl<'a> Area<'a> {
+    /// Wraps what the `mmap` operation of a file gets.
+    pub(super) fn new(vma: &'a VmaNew) -> Self {
+        // INVARIANT: The area was just made. The caller, in this folder, gives it to nobody else.
+        Self(vma)
+    }
+
+    /// Checks that the area is one page at offset 0 that can be made read-only, and makes it that.
+    fn make_readonly(&self) -> Result {
+        let vma = self.0;
+        // SAFETY: The area is undergoing initialization, so nobody else has access to it.
+        let offset = unsafe { (*vma.as_ptr()).vm_pgoff };
+        if offset != 0 || vma.end() - vma.start() != PAGE_SIZE {
+            return Err(EINVAL);
+        }
+        if vma.writable() || vma.executable() {
+            return Err(EPERM);
+        }
+        vma.try_clear_maywrite()?;
+        vma.try_clear_mayexec()
+    }
+
+    /// Maps `page`: cached, and for good neither writable nor executable.
     ///
     /// The area is left out of core dumps, cannot grow, and is inherited by `fork()`. The page is
     /// not the kernel's, so nothing has to outlive the mapping.
     ///
-    /// This sets `VM_PFNMAP`. In the kernel crate, `VmaNew::set_mixedmap` has to refuse such an
-    /// area then; until it does, it must not be called after this.
-    ///
     /// # Errors
     ///
-    /// - `EINVAL`: the area is not exactly one page at offset 0.
-    /// - `EPERM`: it is asked to be writable or executable.
-    /// - `EBUSY`: something is mapped into it already.
-    /// - `ENOMEM`: there is no memory for the page tables.
+    /// - `EINVAL`: The area is not exactly one page at offset 0.
+    /// - `EPERM`: The area is to be writable or executable.
+    /// - `ENOMEM`: There is no memory for the page tables.
     ///
     /// And those of `remap_pfn_range()`.
-    fn map_readonly(&self, page: &ReservedPage) -> Result;
+    pub(crate) fn map_reserved(self, page: &ReservedPage) -> Result {
+        self.make_readonly()?;
 
-    /// Maps a page of the kernel's own in the same way, with the same errors. The mapping keeps the
-    /// page.
-    fn map_shared_readonly(&self, page: &SharedPage) -> Result;
-}
-
-/// Checks an area for one page, and makes it read-only for good.
-fn make_readonly(vma: &VmaNew) -> Result {
-    // SAFETY: By the type invariants the area is valid, and not shared yet.
-    let offset = unsafe { (*vma.as_ptr()).vm_pgoff };
-    if offset != 0 || vma.end() - vma.start() != PAGE_SIZE {
-        return Err(EINVAL);
-    }
-    if vma.writable() || vma.executable() {
-        return Err(EPERM);
-    }
-    if vma.flags() & (flags::PFNMAP | flags::MIXEDMAP) != 0 {
-        return Err(EBUSY);
-    }
-    vma.try_clear_maywrite()?;
-    vma.try_clear_mayexec()
-}
-
-impl VmaNewExt for VmaNew {
-    fn map_readonly(&self, page: &ReservedPage) -> Result {
-        make_readonly(self)?;
-
-        // SAFETY: The area is undergoing initialization, has the page's size, and nothing is mapped
-        // there yet: what can be, sets one of the two flags. By its invariants, the page is not
-        // memory that the kernel gives to anybody else.
+        // SAFETY: The area is undergoing initialization and has the page's size. By the type
+        // invariants nothing is mapped there. The page is not memory that the kernel gives to
+        // anybody else, by its invariants.
         to_result(unsafe {
-            bindings::vm_iomap_memory(self.as_ptr(), page.range().start(), PAGE_SIZE)
+            bindings::vm_iomap_memory(self.0.as_ptr(), page.range().start(), PAGE_SIZE)
         })
     }
 
-    fn map_shared_readonly(&self, page: &SharedPage) -> Result {
-        make_readonly(self)?;
-        self.set_dontexpand();
-        self.set_dontdump();
-        self.set_mixedmap()
-            .vm_insert_page(self.start(), page.page())
+    /// Maps a page of the kernel's own in the same way, with the same errors. The mapping holds a
+    /// reference to the page.
+    pub(crate) fn map_shared(self, page: &SharedPage) -> Result {
+        self.make_readonly()?;
+        self.0.set_dontexpand();
+        self.0.set_dontdump();
+        self.0
+            .set_mixedmap()
+            .vm_insert_page(self.0.start(), page.page())
     }
 }

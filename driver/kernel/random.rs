@@ -1,28 +1,180 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Input to the kernel's random number generator.
+//! The kernel's random number generator: input, and reseeds on demand.
 //!
 //! C header: [`include/linux/random.h`](srctree/include/linux/random.h)
 
-use kernel::bindings;
+use core::ptr::NonNull;
+use kernel::{
+    bindings,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    ffi::{
+        c_int,
+        c_uint,
+        c_ulong, //
+    },
+    fs::{
+        file::flags,
+        File, //
+    },
+    prelude::*,
+    sync::{
+        aref::ARef,
+        atomic::{
+            Atomic,
+            Relaxed,
+            Release, //
+        }, //
+    },
+    task::Task,
+    types::NotThreadSafe, //
+};
 
-/// Mixes in what tells this device from others, without crediting entropy for it.
+/// `RNDRESEEDCRNG` of `include/uapi/linux/random.h`, which the bindings leave out.
+const RNDRESEEDCRNG: c_uint = 0x5207;
+
+/// The device number of `/dev/random`: `MKDEV(MEM_MAJOR, 8)` (`drivers/char/mem.c`).
+const DEV_RANDOM: bindings::dev_t = 1 << 20 | 8;
+
+/// Mixes `bytes` into the pool, without crediting entropy for them.
 pub(crate) fn add_device_randomness(bytes: &[u8]) {
     // SAFETY: The pointer is valid for reading `len` bytes.
     unsafe { bindings::add_device_randomness(bytes.as_ptr().cast(), bytes.len()) };
 }
 
-/// Mixes in the unique ID of a virtual machine that was just forked or cloned, reseeds at once,
-/// and calls the chain of vmfork notifiers.
+/// Returns whether the generator is initialized. If so, the reseed that initialized it is complete.
+pub(crate) fn is_initialized() -> bool {
+    // SAFETY: The function can be called from any context.
+    unsafe { bindings::rng_is_initialized() }
+}
+
+/// `add_vmfork_randomness()`: mixes in the unique ID of a virtual machine that was just restored or
+/// cloned, reseeds the generator if it is initialized, and calls the vmfork notifiers.
 ///
-/// When this returns, no output depends only on what the other clones know as well. If the
-/// generator is not initialized yet, that holds for its first output.
+/// The notifiers may sleep, and may take `rtnl_lock`. Callers must not hold a lock that is taken
+/// under that one.
+pub(crate) type Vmfork = fn(&[u8]);
+
+/// The function. `None`: The kernel's own driver, `drivers/virt/vmgenid.c`, is built in. Then only
+/// that driver can call it, and does.
+pub(crate) const VMFORK: Option<Vmfork> = {
+    #[cfg(CONFIG_VMGENID = "m")]
+    fn vmfork(id: &[u8]) {
+        // SAFETY: The pointer is valid for reading `len` bytes.
+        unsafe { bindings::add_vmfork_randomness(id.as_ptr().cast(), id.len()) };
+    }
+    #[cfg(CONFIG_VMGENID = "m")]
+    let function: Option<Vmfork> = Some(vmfork);
+    #[cfg(not(CONFIG_VMGENID = "m"))]
+    let function = None;
+    function
+};
+
+/// The `ioctl` operation of a file.
+type Ioctl = unsafe extern "C" fn(*mut bindings::file, c_uint, c_ulong) -> isize;
+
+/// `/dev/random`, as an open file of the kernel's.
 ///
-/// The notifiers may sleep, and may take `rtnl_lock`: to be called where that is allowed.
+/// # Invariants
 ///
-/// Modules can call it only where `drivers/virt/vmgenid.c` is a module, too.
-#[cfg(CONFIG_VMGENID = "m")]
-pub(crate) fn add_vmfork_randomness(unique_vm_id: &[u8]) {
-    // SAFETY: The pointer is valid for reading `len` bytes.
-    unsafe { bindings::add_vmfork_randomness(unique_vm_id.as_ptr().cast(), unique_vm_id.len()) };
+/// `file` is an open file of the character device 1:8, and `ioctl` is its `ioctl` operation.
+pub(crate) struct DevRandom {
+    file: ARef<File>,
+    ioctl: Ioctl,
+}
+
+impl DevRandom {
+    /// Opens `/dev/random`, by the caller's root directory and with its mounts.
+    ///
+    /// The file system of `/dev` cannot be unmounted until the file is closed.
+    ///
+    /// # Errors
+    ///
+    /// - `ENODEV`: The path names something else than the character device 1:8.
+    ///
+    /// And those of `filp_open()`, for example `ENOENT`.
+    pub(crate) fn open() -> Result<Self> {
+        let flags = flags::O_RDONLY | flags::O_NONBLOCK | flags::O_NOCTTY;
+        // SAFETY: The path is a C string.
+        let file = from_err_ptr(unsafe {
+            bindings::filp_open(c"/dev/random".as_char_ptr(), flags as c_int, 0)
+        })?;
+        let file = NonNull::new(file.cast::<File>()).ok_or(ENODEV)?;
+        // SAFETY: `filp_open()` returned a valid file with a reference that now belongs to `file`.
+        // No system call has this file, so there is no `fdget_pos()` region.
+        let file = unsafe { ARef::from_raw(file) };
+
+        let raw = file.as_ptr();
+        // SAFETY: The file is open: its inode and its operations are valid, and do not change.
+        let (mode, rdev, ioctl) = unsafe {
+            let inode = (*raw).f_inode;
+            (
+                u32::from((*inode).i_mode),
+                (*inode).i_rdev,
+                (*(*raw).f_op).unlocked_ioctl,
+            )
+        };
+        if mode & bindings::S_IFMT != bindings::S_IFCHR || rdev != DEV_RANDOM {
+            return Err(ENODEV);
+        }
+        // INVARIANT: The number is that of the character device, as checked just above.
+        Ok(Self {
+            file,
+            ioctl: ioctl.ok_or(ENODEV)?,
+        })
+    }
+
+    /// Extracts a new key for the generator from the pool, and installs it. Does not sleep.
+    ///
+    /// Another reseed that began earlier may install its older key after this one.
+    ///
+    /// # Errors
+    ///
+    /// `ENODATA`: The generator is not initialized.
+    pub(crate) fn reseed(&self) -> Result {
+        let _credentials = KernelCredentials::new();
+        // SAFETY: By the type invariants the operation belongs to the file, which is open. This
+        // command takes no argument.
+        to_result(unsafe { (self.ioctl)(self.file.as_ptr(), RNDRESEEDCRNG, 0) } as c_int)
+    }
+}
+
+/// Gives the current task the kernel's credentials until it is dropped: `scoped_with_kernel_creds()`.
+///
+/// # Invariants
+///
+/// `own` is what `current->cred` was before.
+struct KernelCredentials {
+    own: *const bindings::cred,
+    _task: NotThreadSafe,
+}
+
+impl KernelCredentials {
+    /// Returns `current->cred`.
+    fn current() -> &'static Atomic<*const bindings::cred> {
+        // SAFETY: The current task is valid while it runs. Only the task itself writes to this
+        // field; other tasks read it under RCU.
+        unsafe { Atomic::from_ptr(&raw mut (*Task::current_raw()).cred) }
+    }
+
+    fn new() -> Self {
+        // SAFETY: The first task is never freed, and its credentials never change.
+        let kernel = unsafe { (&raw const bindings::init_task.cred).read() };
+        let own = Self::current().load(Relaxed);
+        Self::current().store(kernel, Release);
+        // INVARIANT: Read just above.
+        Self {
+            own,
+            _task: NotThreadSafe,
+        }
+    }
+}
+
+impl Drop for KernelCredentials {
+    fn drop(&mut self) {
+        Self::current().store(self.own, Release);
+    }
 }

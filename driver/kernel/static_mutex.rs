@@ -1,102 +1,84 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A mutex for statics that needs no call to initialize it.
-//!
-//! What [`kernel::sync::global_lock`] does with an unsafe promise ("I call `init` first, and only
-//! once"), this does by itself, with one more load in `lock()`.
+//! What [`kernel::sync::global_lock`] leaves to its users: initializing the lock, once, before its
+//! first use.
 
-use core::{
-    cell::UnsafeCell,
-    mem::MaybeUninit,
-    pin::Pin, //
-};
 use kernel::{
     processor::cpu_relax,
-    str::CStr,
     sync::{
         atomic::{
-            Acquire,
             Atomic,
-            Relaxed,
-            Release, //
+            Relaxed, //
         },
-        lock::mutex::{
-            Mutex,
-            MutexGuard, //
-        },
-        LockClassKey, //
+        GlobalGuard,
+        GlobalLock,
+        GlobalLockBackend,
+        SetOnce, //
     }, //
 };
 
-const EMPTY: u32 = 0;
-const BUSY: u32 = 1;
-const READY: u32 = 2;
-
-/// A [`Mutex`] that lives in a static and is initialized by the first who locks it.
-///
-/// A static is never dropped: what its value owns when the module is unloaded is leaked. Who comes
-/// second while the first initializes the mutex spins: lock it once before there is anybody else,
-/// as in `module_init()`.
-///
-/// # Examples
-///
-/// ```ignore
-/// static NAMES: StaticMutex<KVec<u32>> =
-///     StaticMutex::new(c"NAMES", || static_lock_class!(), KVec::new);
-///
-/// NAMES.lock().push(42, GFP_KERNEL)?;
-/// ```
+/// A mutex in a static. The first caller of [`StaticMutex::lock`] initializes it.
 ///
 /// # Invariants
 ///
-/// - `state` only goes from `EMPTY` to `BUSY` to `READY`.
-/// - Whoever took it from `EMPTY` to `BUSY` has exclusive access to `mutex`, until `READY`.
-/// - When it is `READY`, `mutex` is initialized.
-pub(crate) struct StaticMutex<T: 'static> {
-    state: Atomic<u32>,
-    mutex: UnsafeCell<MaybeUninit<Mutex<T>>>,
-    name: &'static CStr,
-    class: fn() -> Pin<&'static LockClassKey>,
-    value: fn() -> T,
+/// `mutex` is initialized only by the caller that has turned `begun` to `true`, and is used only
+/// when `ready` is populated, which is after that.
+pub(crate) struct StaticMutex<B: GlobalLockBackend + 'static> {
+    mutex: GlobalLock<B>,
+    begun: Atomic<bool>,
+    ready: SetOnce<()>,
 }
 
-impl<T: Send> StaticMutex<T> {
-    /// Creates the mutex; `value` makes what it protects.
-    pub(crate) const fn new(
-        name: &'static CStr,
-        class: fn() -> Pin<&'static LockClassKey>,
-        value: fn() -> T,
-    ) -> Self {
-        // INVARIANT: It is `EMPTY`.
+impl<B: GlobalLockBackend> StaticMutex<B> {
+    /// # Safety
+    ///
+    /// The type `B` must not be used with any other lock.
+    pub(crate) const unsafe fn new(value: B::Item) -> Self {
+        // INVARIANT: The mutex is neither initialized nor used.
         Self {
-            state: Atomic::new(EMPTY),
-            mutex: UnsafeCell::new(MaybeUninit::uninit()),
-            name,
-            class,
-            value,
+            // SAFETY: By the type invariants and the safety requirements of this function.
+            mutex: unsafe { GlobalLock::new(value) },
+            begun: Atomic::new(false),
+            ready: SetOnce::new(),
         }
     }
 
-    /// Locks the mutex. May sleep.
-    pub(crate) fn lock(&'static self) -> MutexGuard<'static, T> {
-        while self.state.load(Acquire) != READY {
-            // INVARIANT: Only one caller succeeds.
-            if self.state.cmpxchg(EMPTY, BUSY, Relaxed).is_ok() {
-                let init = Mutex::new((self.value)(), self.name, (self.class)());
-                // SAFETY: By the type invariants the access is exclusive. A static does not move,
-                // and the mutex is never dropped.
-                unsafe { pin_init::raw_init((*self.mutex.get()).as_mut_ptr(), init) };
-                // INVARIANT: It is initialized.
-                self.state.store(READY, Release);
+    /// Locks the mutex. Sleeps.
+    pub(crate) fn lock(&'static self) -> GlobalGuard<B> {
+        while self.ready.as_ref().is_none() {
+            if self.begun.cmpxchg(false, true, Relaxed).is_ok() {
+                // SAFETY: By the type invariants this is the only call.
+                unsafe { self.mutex.init() };
+                // INVARIANT: The mutex is initialized.
+                self.ready.populate(());
             }
             cpu_relax();
         }
-
-        // SAFETY: By the type invariants the mutex is initialized; nobody has exclusive access to
-        // it any more.
-        unsafe { (*self.mutex.get()).assume_init_ref() }.lock()
+        self.mutex.lock()
     }
 }
 
-// SAFETY: All access to the value is through the mutex; `state` orders access to the mutex itself.
-unsafe impl<T: Send> Sync for StaticMutex<T> {}
+/// Defines a [`StaticMutex`]. Its value is not dropped when the module is unloaded.
+macro_rules! static_mutex {
+    ($vis:vis static $name:ident: Mutex<$type:ty> = $value:expr;) => {
+        #[allow(non_camel_case_types)]
+        $vis enum $name {}
+
+        impl kernel::sync::GlobalLockBackend for $name {
+            const NAME: &'static CStr = kernel::c_str!(::core::stringify!($name));
+            type Item = $type;
+            type Backend = kernel::sync::lock::mutex::MutexBackend;
+
+            fn get_lock_class() -> Pin<&'static kernel::sync::LockClassKey> {
+                kernel::static_lock_class!()
+            }
+        }
+
+        $vis static $name: $crate::driver::kernel::static_mutex::StaticMutex<$name> = {
+            let value: $type = $value;
+            // SAFETY: This is the only lock with this backend type.
+            unsafe { $crate::driver::kernel::static_mutex::StaticMutex::new(value) }
+        };
+    };
+}
+pub(crate) use static_mutex;

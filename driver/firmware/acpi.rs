@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the firmware says: the two guest physical addresses.
+//! What ACPI says: the two guest physical addresses.
 //!
 //! `ADDR` and `CTRA` each evaluate to a package of two integers, the low and the high 32 bits of
 //! an address. Source: Microsoft's "Virtual Machine Generation ID" specification for `ADDR`;
 //! QEMU's `docs/specs/vmgenid.rst`, with this project's series applied, for `CTRA`.
 
-use super::kernel::acpi;
+use crate::driver::kernel::acpi;
 use kernel::prelude::*;
 
 /// Evaluates the object `name` to a physical address. `None`: there is no such object.

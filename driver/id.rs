@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The generation ID in memory, and the last one that the kernel was reseeded with.
+//!
+//! The ID is 128 bits of guest memory that the hypervisor fills anew for each clone. It is secret:
+//! nothing here logs it or hands it out, except to the kernel's random number generator.
+
+use super::kernel::{
+    memremap::{
+        Mapping,
+        Range, //
+    },
+    rwonce::{
+        read_barrier,
+        read_once, //
+    }, //
+};
+use kernel::{
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Release, //
+    }, //
+};
+
+/// The size of a generation ID, in bytes.
+pub(crate) const SIZE: usize = 16;
+
+/// The bytes of a generation ID, in two native words.
+pub(crate) type Id = [u64; 2];
+
+/// The last ID that the kernel was reseeded with, such that no older reseed can replace the result.
+///
+/// A caller without a lock can see one word of the next ID and one of the last. A false match would
+/// take an ID in memory that is made of halves of two others; IDs are random.
+pub(crate) struct Published([Atomic<u64>; 2]);
+
+impl Published {
+    /// Nothing is published yet: each bit differs from `first`, the ID in memory now.
+    pub(crate) fn none(first: Id) -> Self {
+        Self(first.map(|word| Atomic::new(!word)))
+    }
+
+    /// Returns whether the ID is `id`. If so, what the caller does next comes after that reseed.
+    #[inline(always)]
+    pub(crate) fn is(&self, id: Id) -> bool {
+        let [first, second] = &self.0;
+        let same = id[0] == read_once(first) && id[1] == read_once(second);
+        // Pairs with the `Release` in `set`.
+        read_barrier();
+        same
+    }
+
+    /// Publishes an ID, after the reseed. One caller at a time.
+    pub(crate) fn set(&self, id: Id) {
+        for (published, word) in self.0.iter().zip(id) {
+            published.store(word, Release);
+        }
+    }
+}
+
+/// A generation ID in guest memory.
+pub(crate) struct GenerationId {
+    range: Range,
+
+    /// The hypervisor writes to it while no vCPU runs, or at any time before it changes the counter.
+    memory: Mapping<[Atomic<u64>; 2]>,
+}
+
+impl GenerationId {
+    /// Maps the ID in `range`.
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL`: `range` is not 8-byte aligned, or is shorter than [`SIZE`].
+    /// - `ENOMEM`: There is no memory, or no room for the mapping.
+    pub(crate) fn new(range: Range) -> Result<Self> {
+        Ok(Self {
+            memory: Mapping::new(&range)?,
+            range,
+        })
+    }
+
+    /// Returns where the ID is.
+    pub(crate) fn range(&self) -> &Range {
+        &self.range
+    }
+
+    /// Returns what is in memory now.
+    #[inline(always)]
+    pub(crate) fn load(&self) -> Id {
+        self.memory.each_ref().map(read_once)
+    }
+}
