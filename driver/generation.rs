@@ -12,12 +12,12 @@ use super::{
         irq,
         memremap::Range,
         pm,
+        sched::Patience,
         workqueue, //
     },
     rule::{
         Reseeder,
-        Rule,
-        Sleep, //
+        Rule, //
     },
     sysgenid::Reseeds, //
 };
@@ -51,7 +51,7 @@ struct Due {
     calls: usize,
 }
 
-/// The work that applies the rule for a caller that must not sleep.
+/// The work that applies the rule for a caller that could not wait.
 const RULE: u64 = 0;
 
 /// The work that calls the vmfork notifiers. They may sleep for long: that of WireGuard takes
@@ -154,29 +154,30 @@ impl Generation {
     ///
     /// # Errors
     ///
-    /// `EAGAIN`: This would have to sleep, and must not. A work item does it instead, and wakes the
-    /// pollers.
+    /// `EAGAIN`: This takes longer than `patience` allows.
     #[inline(always)]
-    pub(crate) fn apply_rule(self: ArcBorrow<'_, Self>, sleep: Sleep) -> Result {
+    pub(crate) fn apply_rule(self: ArcBorrow<'_, Self>, patience: Patience) -> Result {
         if self.is_published() {
             return Ok(());
         }
-        self.reseed(sleep)
+        self.reseed(patience)
     }
 
     #[cold]
     #[inline(never)]
-    fn reseed(self: ArcBorrow<'_, Self>, sleep: Sleep) -> Result {
-        let applied = self.rule.apply(
-            sleep,
+    fn reseed(self: ArcBorrow<'_, Self>, mut patience: Patience) -> Result {
+        self.rule.apply(
+            &mut patience,
             || self.id.load(),
-            |id| self.reseeder.reseed(id, sleep),
+            |id, patience| self.reseeder.reseed(id, patience),
             |id| self.published(id),
-        );
-        if applied.is_err() {
-            workqueue::enqueue::<_, RULE>(self.into());
-        }
-        applied
+        )
+    }
+
+    /// Has a work item apply the rule and wake the pollers.
+    #[cold]
+    pub(crate) fn apply_rule_later(self: ArcBorrow<'_, Self>) {
+        workqueue::enqueue::<_, RULE>(self.into());
     }
 
     /// Tells about a reseed with `id`.
@@ -196,8 +197,8 @@ impl Generation {
 
     /// Applies the rule, and wakes the pollers.
     fn handle_change(self: ArcBorrow<'_, Self>) {
-        // A caller that may sleep gets no error.
-        let _ = self.apply_rule(Sleep::Yes);
+        // Without an end to its patience, a caller gets no error.
+        let _ = self.apply_rule(Patience::endless());
         self.handled.notify_all();
     }
 
@@ -245,9 +246,10 @@ impl irq::SciHandler for Generation {
     }
 
     fn handle(self: ArcBorrow<'_, Self>) -> ThreadedIrqReturn {
-        match self.apply_rule(Sleep::No) {
+        match self.apply_rule(Patience::brief()) {
             Ok(()) => ThreadedIrqReturn::Handled,
-            // The kernel looks for interrupts that nobody handles: this one may be another's.
+            // The notification will do. The kernel looks for interrupts that nobody handles: this
+            // one may be another's.
             Err(_) => ThreadedIrqReturn::None,
         }
     }
@@ -259,7 +261,9 @@ impl pm::Resume for Generation {
             // Where the ID is in ACPI NVS memory, the kernel has restored the old one. It has mixed
             // the time and the cycle counter into the pool, but does not reseed.
             self.rule.exclusively(|| {
-                let _ = self.reseeder.reseed(self.id.load(), Sleep::Yes);
+                let _ = self
+                    .reseeder
+                    .reseed(self.id.load(), &mut Patience::endless());
             });
         }
         self.handle_change();

@@ -18,9 +18,9 @@ use super::{
             Waiter, //
         },
         mm::Area,
-        rwonce::read_once, //
+        rwonce::read_once,
+        sched::Patience, //
     },
-    rule::Sleep,
     sysgenid::Reseeds, //
 };
 use kernel::{
@@ -134,7 +134,7 @@ impl Drop for Bound {
             // so that it asks; after the reseed, if one is due. `count` takes the lock that a process
             // holds between its look at `bound` and its sleep.
             Source::Reseeds(reseeds) => {
-                let _ = generation.as_arc_borrow().apply_rule(Sleep::Yes);
+                let _ = generation.as_arc_borrow().apply_rule(Patience::endless());
                 reseeds.count();
             }
         }
@@ -192,23 +192,32 @@ pub(crate) struct OpenFile {
 
 impl OpenFile {
     /// Returns what is there to read. With a counter this is the barrier.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN`: This takes longer than `patience` allows. The pollers will be woken.
     #[inline(always)]
-    fn read(&self, sleep: Sleep) -> Result<u32> {
+    fn read(&self, patience: Patience) -> Result<u32> {
         let files = &*self.files;
         files.check_bound()?;
         match &files.source {
-            Source::Counter(counter) => counter.read(|| {
-                let applied = files.generation.as_arc_borrow().apply_rule(sleep);
-                applied.inspect_err(|_| self.last.put_off())
-            }),
-            Source::Reseeds(reseeds) => self.next_reseed(reseeds, sleep),
+            Source::Counter(counter) => counter.read(|| self.apply_rule(patience)),
+            Source::Reseeds(reseeds) => self.next_reseed(reseeds, patience),
         }
     }
 
+    #[inline(always)]
+    fn apply_rule(&self, patience: Patience) -> Result {
+        let generation = self.files.generation.as_arc_borrow();
+        let applied = generation.apply_rule(patience);
+        applied.inspect_err(|_| generation.apply_rule_later())
+    }
+
     #[inline(never)]
-    fn next_reseed(&self, reseeds: &Reseeds, sleep: Sleep) -> Result<u32> {
-        self.files.generation.as_arc_borrow().apply_rule(sleep)?;
-        reseeds.next(&self.last, sleep, || self.files.check_bound())
+    fn next_reseed(&self, reseeds: &Reseeds, patience: Patience) -> Result<u32> {
+        let may_wait = patience.is_endless();
+        self.apply_rule(patience)?;
+        reseeds.next(&self.last, may_wait, || self.files.check_bound())
     }
 }
 
@@ -241,7 +250,17 @@ impl FileOperations for Operations {
                 _ => return Err(EINVAL),
             }
         }
-        file.read(Sleep::unless(request.nonblock)).map(Some)
+        let patience = if request.nonblock {
+            Patience::brief()
+        } else {
+            Patience::endless()
+        };
+        file.read(patience).map(Some).inspect_err(|&err| {
+            // The next read may return the same counter, if an ID came without a new one.
+            if err == EAGAIN && matches!(file.files.source, Source::Counter(_)) {
+                file.last.put_off();
+            }
+        })
     }
 
     #[inline(always)]
@@ -269,9 +288,9 @@ impl FileOperations for Operations {
             Source::Counter(_) => file.files.generation.handled(),
             Source::Reseeds(reseeds) => reseeds.changed(),
         });
-        match file.read(Sleep::No) {
+        match file.read(Patience::brief()) {
             Ok(value) if file.last.is_new(value) => Ready::READ,
-            // If the rule has to sleep, a work item applies it and wakes the poller.
+            // With `EAGAIN` a work item applies the rule and wakes the poller.
             Ok(_) | Err(EAGAIN) => Ready::NOT,
             Err(_) => Ready::GONE,
         }

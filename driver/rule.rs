@@ -29,7 +29,10 @@ use super::{
             self,
             DevRandom, //
         },
-        sched::Threads, //
+        sched::{
+            Patience,
+            Threads, //
+        }, //
     }, //
 };
 use kernel::{
@@ -40,24 +43,6 @@ use kernel::{
         Mutex, //
     }, //
 };
-
-/// Whether the rule may sleep: for its mutex, and for kernel threads that are in the middle of a
-/// reseed. It never waits for the vmfork notifiers, except where [`Reseeder`] says so.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Sleep {
-    No,
-    Yes,
-}
-
-impl Sleep {
-    pub(crate) fn unless(nonblock: bool) -> Self {
-        if nonblock {
-            Self::No
-        } else {
-            Self::Yes
-        }
-    }
-}
 
 /// What reseeds the generator.
 pub(crate) enum Reseeder {
@@ -110,45 +95,42 @@ impl Reseeder {
     ///
     /// # Errors
     ///
-    /// `EAGAIN`: This would have to sleep. The generator has been reseeded, but an older reseed may
-    /// replace the result.
-    pub(crate) fn reseed(&self, id: Id, sleep: Sleep) -> Result {
+    /// `EAGAIN`: This takes longer than `patience` allows. The generator may have been reseeded, but
+    /// an older reseed may replace the result.
+    pub(crate) fn reseed(&self, id: Id, patience: &mut Patience) -> Result {
         random::add_device_randomness(id.as_bytes());
+
+        let ready = random::is_initialized();
+        if !ready || Threads::Workers.any_runnable() {
+            if let Self::DevRandom(device) = self {
+                // For processes that draw meanwhile. `ENODATA`: It is not initialized.
+                let _ = device.reseed();
+            }
+            if !Self::wait(ready, patience) {
+                return Err(EAGAIN);
+            }
+        }
 
         match self {
             Self::DevRandom(device) => {
-                let ready = random::is_initialized();
-                if !ready || Threads::Workers.any_runnable() {
-                    // `ENODATA` means that the generator is not initialized.
-                    let _ = device.reseed();
-                    if sleep == Sleep::No {
-                        return Err(EAGAIN);
-                    }
-                    Self::wait(ready);
-                }
                 let _ = device.reseed();
             }
-            Self::Vmfork(add_vmfork_randomness) => {
-                if sleep == Sleep::No {
-                    return Err(EAGAIN);
-                }
-                Self::wait(random::is_initialized());
-                add_vmfork_randomness(id.as_bytes());
-            }
+            Self::Vmfork(add_vmfork_randomness) => add_vmfork_randomness(id.as_bytes()),
         }
         Ok(())
     }
 
-    /// Waits until all keys are installed that were extracted before this was called.
-    fn wait(ready: bool) {
+    /// Waits until all keys are installed that were extracted before this was called. Returns whether
+    /// that is so.
+    fn wait(ready: bool, patience: &mut Patience) -> bool {
         if ready {
             // The generator's own work reseeds, and the built-in driver, in ACPI's work queue.
-            Threads::Workers.wait_until_slept();
+            Threads::Workers.wait_until_slept(patience)
         } else {
             // Timers and interrupts can initialize it, also in the threads that the kernel may have
             // for them.
             rcu::synchronize_rcu();
-            Threads::All.wait_until_slept();
+            Threads::All.wait_until_slept(patience)
         }
     }
 }
@@ -189,18 +171,26 @@ impl Rule {
     ///
     /// # Errors
     ///
-    /// `EAGAIN`: The caller must not sleep, and another one is at it. And those of `reseed`.
+    /// `EAGAIN`: This takes longer than `patience` allows. And those of `reseed`.
     #[cold]
     pub(crate) fn apply(
         &self,
-        sleep: Sleep,
+        patience: &mut Patience,
         load: impl FnOnce() -> Id,
-        reseed: impl FnOnce(Id) -> Result,
+        reseed: impl FnOnce(Id, &mut Patience) -> Result,
         published: impl FnOnce(Id),
     ) -> Result {
-        let _guard = match sleep {
-            Sleep::Yes => self.reseeding.lock(),
-            Sleep::No => self.reseeding.try_lock().ok_or(EAGAIN)?,
+        let _guard = if patience.is_endless() {
+            self.reseeding.lock()
+        } else {
+            loop {
+                if let Some(guard) = self.reseeding.try_lock() {
+                    break guard;
+                }
+                if !patience.wait() {
+                    return Err(EAGAIN);
+                }
+            }
         };
 
         let id = load();
@@ -209,7 +199,7 @@ impl Rule {
             return Ok(());
         }
 
-        reseed(id)?;
+        reseed(id, patience)?;
         self.published.set(id);
         published(id);
         Ok(())
@@ -236,9 +226,11 @@ mod tests {
         let mut published = KVec::new();
         for &id in found {
             if !rule.published().is(id) {
-                let reseed = |id| Ok(reseeds.push(id, GFP_KERNEL)?);
+                let reseed = |id, _: &mut Patience| Ok(reseeds.push(id, GFP_KERNEL)?);
                 let publish = |id| assert!(published.push(id, GFP_KERNEL).is_ok());
-                assert!(rule.apply(Sleep::Yes, || id, reseed, publish).is_ok());
+                assert!(rule
+                    .apply(&mut Patience::endless(), || id, reseed, publish)
+                    .is_ok());
             }
         }
         assert_eq!(&reseeds[..], &published[..]);
@@ -291,9 +283,9 @@ mod tests {
         stack_pin_init!(let rule = Rule::new(A));
         // The caller saw B without the lock. Meanwhile another one has reseeded with it.
         reseeds(&rule, &[B]);
-        let again = |_| Err(EINVAL);
+        let again = |_, _: &mut Patience| Err(EINVAL);
         assert!(rule
-            .apply(Sleep::Yes, || B, again, |_| unreachable!())
+            .apply(&mut Patience::endless(), || B, again, |_| unreachable!())
             .is_ok());
     }
 
@@ -304,11 +296,13 @@ mod tests {
         let loads = Atomic::new(0u64);
         let load = || [loads.fetch_add(1, Relaxed) + 1, 7];
         let mut with = A;
-        let reseed = |id| {
+        let reseed = |id, _: &mut Patience| {
             with = id;
             Ok(())
         };
-        assert!(rule.apply(Sleep::Yes, load, reseed, |_| ()).is_ok());
+        assert!(rule
+            .apply(&mut Patience::endless(), load, reseed, |_| ())
+            .is_ok());
         assert_eq!(loads.load(Relaxed), 1);
         assert_eq!(with, [1, 7]);
         assert!(rule.published().is([1, 7]));
@@ -317,28 +311,35 @@ mod tests {
     #[test]
     fn the_id_is_published_after_the_reseed() {
         stack_pin_init!(let rule = Rule::new(A));
-        let reseed = |id| {
+        let reseed = |id, _: &mut Patience| {
             assert!(!rule.published().is(id));
             Ok(())
         };
         let publish = |id| assert!(rule.published().is(id));
-        assert!(rule.apply(Sleep::Yes, || B, reseed, publish).is_ok());
+        assert!(rule
+            .apply(&mut Patience::endless(), || B, reseed, publish)
+            .is_ok());
     }
 
     #[test]
     fn an_id_is_not_published_without_a_reseed() {
         stack_pin_init!(let rule = Rule::new(A));
-        let reseed = |_| Err(EAGAIN);
-        let applied = rule.apply(Sleep::No, || B, reseed, |_| unreachable!());
+        let reseed = |_, _: &mut Patience| Err(EAGAIN);
+        let applied = rule.apply(&mut Patience::brief(), || B, reseed, |_| unreachable!());
         assert_eq!(applied, Err(EAGAIN));
         assert!(!rule.published().is(B));
     }
 
     #[test]
-    fn a_caller_that_must_not_sleep_does_not_wait_for_another() {
+    fn a_caller_without_patience_does_not_wait_for_another() {
         stack_pin_init!(let rule = Rule::new(A));
         rule.exclusively(|| {
-            let applied = rule.apply(Sleep::No, || B, |_| unreachable!(), |_| unreachable!());
+            let applied = rule.apply(
+                &mut Patience::brief(),
+                || B,
+                |_, _| unreachable!(),
+                |_| unreachable!(),
+            );
             assert_eq!(applied, Err(EAGAIN));
         });
         assert!(!rule.published().is(B));

@@ -8,8 +8,7 @@
 
 use super::{
     counter::LastRead,
-    kernel::page::SharedPage,
-    rule::Sleep, //
+    kernel::page::SharedPage, //
 };
 use kernel::{
     new_poll_condvar,
@@ -80,14 +79,14 @@ impl Reseeds {
     ///
     /// # Errors
     ///
-    /// - `EAGAIN`: This would have to wait, and must not.
+    /// - `EAGAIN`: This would have to wait, and the caller may not.
     /// - `ERESTARTSYS`: A signal came.
     ///
     /// And those of `check_bound`.
     pub(crate) fn next(
         &self,
         acknowledged: &LastRead,
-        sleep: Sleep,
+        may_wait: bool,
         check_bound: impl Fn() -> Result,
     ) -> Result<u32> {
         let mut changing = self.changing.lock();
@@ -97,7 +96,7 @@ impl Reseeds {
             if acknowledged.is_new(count) {
                 return Ok(count);
             }
-            if sleep == Sleep::No {
+            if !may_wait {
                 return Err(EAGAIN);
             }
             if self.changed.wait_interruptible(&mut changing) {

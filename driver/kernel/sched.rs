@@ -37,6 +37,41 @@ pub(crate) enum Threads {
     All = bindings::PF_KTHREAD,
 }
 
+/// How long a caller can wait.
+pub(crate) struct Patience(Option<u32>);
+
+impl Patience {
+    /// How long each wait is.
+    const STEP: Delta = Delta::from_micros(50);
+
+    /// As long as it takes.
+    pub(crate) const fn endless() -> Self {
+        Self(None)
+    }
+
+    /// For 2 ms in all, or somewhat longer on a busy CPU.
+    pub(crate) const fn brief() -> Self {
+        Self(Some(40))
+    }
+
+    /// Returns whether this is [`Patience::endless`].
+    pub(crate) fn is_endless(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Sleeps for a moment. `false`: The time is over.
+    pub(crate) fn wait(&mut self) -> bool {
+        if let Some(steps) = &mut self.0 {
+            if *steps == 0 {
+                return false;
+            }
+            *steps -= 1;
+        }
+        fsleep(Self::STEP);
+        true
+    }
+}
+
 /// How many times a task may be counted as having slept although it only waited for a `spinlock_t`.
 ///
 /// With `PREEMPT_RT` a `spinlock_t` sleeps. A code section in which the number of such waits is at
@@ -50,21 +85,24 @@ impl Threads {
     }
 
     /// Waits until each of them that runs or could run, other than the caller, has slept once or has
-    /// exited. Sleeps.
+    /// exited. Returns whether that is so: `false` if it takes longer than `patience` allows.
     ///
-    /// A section that begins later is not waited for. A section that began earlier is over, provided
-    /// that the thread does not sleep in it, and that (with `PREEMPT_RT`) it waits for one
+    /// A section of code that begins later is not waited for. A section that began earlier is over,
+    /// provided that the thread does not sleep in it, and that (with `PREEMPT_RT`) it waits for one
     /// `spinlock_t` at most. Threads that were made visible to the caller by a lock, which their
     /// section and the caller have taken, are not missed.
-    pub(crate) fn wait_until_slept(self) {
+    pub(crate) fn wait_until_slept(self, patience: &mut Patience) -> bool {
         let mut last = None;
         while let Some(thread) = self.runnable_after(last.take()) {
             let seen = sleeps(&thread);
             while is_runnable(thread.as_ptr()) && sleeps(&thread) - seen <= LOCK_WAITS {
-                fsleep(Delta::from_micros(50));
+                if !patience.wait() {
+                    return false;
+                }
             }
             last = Some(thread);
         }
+        true
     }
 
     /// Returns the next runnable one after `last` in the list of processes. Where `last` has exited
