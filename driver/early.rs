@@ -5,18 +5,15 @@
 //! That interrupt is ACPI's, the SCI. Before it has become a notification, ACPI's own thread finds
 //! out which event it was, a work queue runs the firmware's method for it, and another work queue
 //! calls the notify handlers. Meanwhile other processes draw from a generator that all clones have
-//! in common. A handler that shares the interrupt sees the new ID at once. Its thread reseeds, on
-//! the CPU that took the interrupt.
-//!
-//! The thread never sleeps, so that it holds up no other user of the interrupt. Where the rule has
-//! to sleep, a work item applies it.
+//! in common. A handler that shares the interrupt sees the new ID at once, and wakes the driver's
+//! thread, which goes before all of these.
 //!
 //! Limitations: this shortens the time in which processes that do not call `read()` draw what other
 //! clones draw. It does not end it: processes run on other CPUs meanwhile, and on each CPU until it
 //! takes the interrupt. Only `read()` is a barrier. Hardware-reduced ACPI has no such interrupt.
 
 use super::{
-    generation::Generation,
+    generation::Watched,
     kernel::irq, //
 };
 use kernel::{
@@ -30,7 +27,7 @@ use kernel::{
 
 /// Looks at the ID in each SCI, until `dev` is unbound. Where that is not possible it says why, and
 /// the notification has to do.
-pub(crate) fn look(dev: &Device<Bound>, generation: &Arc<Generation>) {
+pub(crate) fn look(dev: &Device<Bound>, generation: &Arc<Watched>) {
     if let Err(reason) = irq::register_sci_handler(dev, crate::NAME, generation.clone()) {
         dev_info!(
             dev,

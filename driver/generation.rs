@@ -5,19 +5,24 @@
 use super::{
     id::{
         GenerationId,
-        Id, //
+        Id,
+        Published, //
     },
     kernel::{
         acpi,
         irq,
+        kthread::{
+            Job,
+            Work,
+            Worker, //
+        },
         memremap::Range,
-        pm,
-        sched::Patience,
-        workqueue, //
+        pm, //
     },
+    notifiers::Notifiers,
     rule::{
-        Reseeder,
-        Rule, //
+        self,
+        Reseeder, //
     },
     sysgenid::Reseeds, //
 };
@@ -26,106 +31,83 @@ use kernel::{
         Bound,
         Device, //
     },
-    irq::ThreadedIrqReturn,
-    new_mutex,
     new_poll_condvar,
-    new_work,
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Full,
+            Relaxed, //
+        },
         poll::PollCondVar,
-        Arc,
-        ArcBorrow,
-        Mutex, //
+        Arc, //
     },
-    workqueue::{
-        impl_has_work,
-        Work,
-        WorkItem, //
+    time::{
+        delay::fsleep,
+        Delta, //
     }, //
 };
 
-/// The calls of the vmfork notifiers that are due, one for each published ID.
-struct Due {
-    /// The ID that was published last.
-    id: Id,
-    calls: usize,
-}
-
-/// The work that applies the rule for a caller that could not wait.
-const RULE: u64 = 0;
-
-/// The work that calls the vmfork notifiers. They may sleep for long: that of WireGuard takes
-/// `rtnl_lock`. Nobody waits for this work except the end of the module.
-const NOTIFIERS: u64 = 1;
-
-/// A generation ID, the rule for it, and who is told about a reseed.
+/// A generation ID, and who is told about a reseed with it.
 #[pin_data]
 pub(crate) struct Generation {
     id: GenerationId,
-    #[pin]
-    rule: Rule,
+
+    /// Written by the driver's thread only.
+    published: Published,
     reseeder: Arc<Reseeder>,
+
+    /// `None`: The reseed itself or the built-in driver calls them.
+    notifiers: Option<Arc<Notifiers>>,
 
     /// Where reseeds are counted, if they are.
     reseeds: Option<Arc<Reseeds>>,
 
-    /// Pollers wait here. They are woken after the rule was applied.
+    /// Pollers wait here until a notification was handled.
     #[pin]
     handled: PollCondVar,
-    #[pin]
-    rule_work: Work<Generation, RULE>,
 
-    #[pin]
-    due: Mutex<Due>,
-    #[pin]
-    notifiers_work: Work<Generation, NOTIFIERS>,
+    /// Whether the pollers are to be woken when the rule was applied next.
+    awaited: Atomic<bool>,
+
+    /// Whether to reseed even with the same ID.
+    resumed: Atomic<bool>,
+
+    /// Whether the last reseed failed.
+    failed: Atomic<bool>,
 }
 
-impl_has_work! {
-    impl HasWork<Self, 0> for Generation { self.rule_work }
-    impl HasWork<Self, 1> for Generation { self.notifiers_work }
+/// A [`Generation`] to which the driver's thread applies the rule.
+pub(crate) type Watched = Work<Generation>;
+
+impl Job for Generation {
+    /// Applies the rule.
+    fn run(&self) {
+        if self.resumed.xchg(false, Full) && matches!(*self.reseeder, Reseeder::DevRandom(_)) {
+            let _ = self.reseeder.reseed(self.id.load());
+        }
+        let applied = rule::apply(
+            &self.published,
+            || self.id.load(),
+            |id| self.reseeder.reseed(id),
+            |id| self.tell(id),
+        );
+        self.failed.store(applied.is_err(), Relaxed);
+        if self.awaited.xchg(false, Full) {
+            self.handled.notify_all();
+        }
+    }
 }
 
 impl Generation {
-    /// Maps the ID in `range`. `reseeds`: where to count the reseeds with this ID.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`GenerationId::new`], and `ENOMEM`.
-    pub(crate) fn new(
-        range: Range,
-        reseeder: Arc<Reseeder>,
-        reseeds: Option<Arc<Reseeds>>,
-    ) -> Result<Arc<Self>> {
-        let id = GenerationId::new(range)?;
-        let first = id.load();
-        Arc::pin_init(
-            pin_init!(Self {
-                id,
-                rule <- Rule::new(first),
-                reseeder,
-                reseeds,
-                handled <- new_poll_condvar!("Generation::handled"),
-                rule_work <- new_work!("Generation::rule_work"),
-                due <- new_mutex!(Due { id: [0; 2], calls: 0 }, "Generation::due"),
-                notifiers_work <- new_work!("Generation::notifiers_work"),
-            }),
-            GFP_KERNEL,
-        )
-    }
-
-    /// Applies the rule now, at each notification of `dev`, and when the machine was suspended or
-    /// hibernated, until `dev` is unbound.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`acpi::register_notify_handler`] and [`pm::register`].
-    pub(crate) fn watch(self: &Arc<Self>, dev: &Device<Bound>) -> Result {
-        acpi::register_notify_handler(dev, self.clone())?;
-        pm::register(dev, self.clone())?;
-        // A later change is notified. An earlier one is handled here.
-        self.as_arc_borrow().handle_change();
-        Ok(())
+    /// Tells about a reseed with `id`.
+    fn tell(&self, id: Id) {
+        if let Some(reseeds) = &self.reseeds {
+            reseeds.count();
+        }
+        if let Some(notifiers) = &self.notifiers {
+            notifiers.call_later(id);
+        }
     }
 
     /// Returns where the ID is.
@@ -145,127 +127,134 @@ impl Generation {
 
     /// Returns whether the ID in memory is published.
     #[inline(always)]
-    pub(crate) fn is_published(&self) -> bool {
-        self.rule.published().is(self.id.load())
+    fn is_published(&self) -> bool {
+        self.published.is(self.id.load())
+    }
+}
+
+impl Watched {
+    /// Maps the ID in `range`, for `worker` to watch. `counted`: whether to count the reseeds with it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`GenerationId::new`], and `ENOMEM`.
+    pub(crate) fn map(
+        range: Range,
+        worker: Arc<Worker>,
+        reseeder: Arc<Reseeder>,
+        counted: bool,
+    ) -> Result<Arc<Self>> {
+        let id = GenerationId::new(range)?;
+        let published = Published::none(id.load());
+        let reseeds = counted.then(Reseeds::new).transpose()?;
+        let notifiers = reseeder.notifiers().map(Notifiers::new).transpose()?;
+        let generation = pin_init!(Generation {
+            id,
+            published,
+            reseeder,
+            notifiers,
+            reseeds,
+            handled <- new_poll_condvar!("Generation::handled"),
+            awaited: Atomic::new(false),
+            resumed: Atomic::new(false),
+            failed: Atomic::new(false),
+        });
+        Arc::pin_init(Work::new(worker, generation), GFP_KERNEL)
+    }
+
+    /// Applies the rule now, at each notification of `dev`, and when the machine was suspended or
+    /// hibernated, until `dev` is unbound.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`acpi::register_notify_handler`] and [`pm::register`], and `EIO` if the generator
+    /// could not be reseeded.
+    pub(crate) fn watch(self: &Arc<Self>, dev: &Device<Bound>) -> Result {
+        acpi::register_notify_handler(dev, self.clone())?;
+        pm::register(dev, self.clone())?;
+        // A later change is notified. An earlier one is handled here.
+        self.apply_rule(true)
     }
 
     /// Applies the reseed rule. When this returns `Ok`, the ID that was in memory at the call is
     /// published. Where it is published already this is four loads.
     ///
+    /// Without `may_wait` this takes 2 ms at most, or somewhat longer on a busy CPU.
+    ///
     /// # Errors
     ///
-    /// `EAGAIN`: This takes longer than `patience` allows.
+    /// - `EAGAIN`: This takes longer. See [`Watched::wake_when_applied`].
+    /// - `EIO`: The generator could not be reseeded.
     #[inline(always)]
-    pub(crate) fn apply_rule(self: ArcBorrow<'_, Self>, patience: Patience) -> Result {
+    pub(crate) fn apply_rule(&self, may_wait: bool) -> Result {
         if self.is_published() {
             return Ok(());
         }
-        self.reseed(patience)
+        self.have_rule_applied(may_wait)
     }
 
     #[cold]
     #[inline(never)]
-    fn reseed(self: ArcBorrow<'_, Self>, mut patience: Patience) -> Result {
-        self.rule.apply(
-            &mut patience,
-            || self.id.load(),
-            |id, patience| self.reseeder.reseed(id, patience),
-            |id| self.published(id),
-        )
-    }
-
-    /// Has a work item apply the rule and wake the pollers.
-    #[cold]
-    pub(crate) fn apply_rule_later(self: ArcBorrow<'_, Self>) {
-        workqueue::enqueue::<_, RULE>(self.into());
-    }
-
-    /// Tells about a reseed with `id`.
-    fn published(self: ArcBorrow<'_, Self>, id: Id) {
-        if let Some(reseeds) = &self.reseeds {
-            reseeds.count();
+    fn have_rule_applied(&self, may_wait: bool) -> Result {
+        self.queue();
+        if may_wait {
+            self.flush();
+            return if self.failed.load(Relaxed) {
+                Err(EIO)
+            } else {
+                Ok(())
+            };
         }
-        if self.reseeder.notifiers().is_some() {
-            {
-                let mut due = self.due.lock();
-                due.id = id;
-                due.calls += 1;
+        for _ in 0..40 {
+            if self.is_published() {
+                return Ok(());
             }
-            workqueue::enqueue::<_, NOTIFIERS>(self.into());
+            fsleep(Delta::from_micros(50));
         }
+        Err(EAGAIN)
     }
 
-    /// Applies the rule, and wakes the pollers.
-    fn handle_change(self: ArcBorrow<'_, Self>) {
-        // Without an end to its patience, a caller gets no error.
-        let _ = self.apply_rule(Patience::endless());
+    /// Has the pollers woken when the rule was applied, also if there is no notification.
+    #[cold]
+    pub(crate) fn wake_when_applied(&self) {
+        self.awaited.store(true, Relaxed);
+        // If a run is under way that did not see this, there is another one.
+        self.queue();
+    }
+
+    /// Blocks until no work is left. Nothing may apply the rule any more.
+    pub(crate) fn finish(&self) {
+        self.flush();
+        if let Some(notifiers) = &self.notifiers {
+            notifiers.flush();
+        }
+    }
+}
+
+impl acpi::NotifyHandler for Watched {
+    fn notify(&self, _event: u32) {
+        // A failure is in the answer to the next read.
+        let _ = self.apply_rule(true);
         self.handled.notify_all();
     }
-
-    /// Returns the next ID that the vmfork notifiers are to be called for.
-    fn next_due(&self) -> Option<Id> {
-        let mut due = self.due.lock();
-        due.calls = due.calls.checked_sub(1)?;
-        Some(due.id)
-    }
-
-    /// Blocks until no work is left. Nobody may apply the rule any more.
-    pub(crate) fn finish(&self) {
-        workqueue::flush::<_, RULE>(self);
-        workqueue::flush::<_, NOTIFIERS>(self);
-    }
 }
 
-impl WorkItem<RULE> for Generation {
-    type Pointer = Arc<Self>;
-
-    fn run(this: Arc<Self>) {
-        this.as_arc_borrow().handle_change();
-    }
-}
-
-impl WorkItem<NOTIFIERS> for Generation {
-    type Pointer = Arc<Self>;
-
-    fn run(this: Arc<Self>) {
-        while let (Some(call), Some(id)) = (this.reseeder.notifiers(), this.next_due()) {
-            call(id.as_bytes());
+impl irq::SciHandler for Watched {
+    fn interrupted(&self) {
+        if !self.is_published() {
+            self.queue();
         }
     }
 }
 
-impl acpi::NotifyHandler for Generation {
-    fn notify(self: ArcBorrow<'_, Self>, _event: u32) {
-        self.handle_change();
-    }
-}
-
-impl irq::SciHandler for Generation {
-    fn is_needed(&self) -> bool {
-        !self.is_published()
-    }
-
-    fn handle(self: ArcBorrow<'_, Self>) -> ThreadedIrqReturn {
-        match self.apply_rule(Patience::brief()) {
-            Ok(()) => ThreadedIrqReturn::Handled,
-            // The notification will do. The kernel looks for interrupts that nobody handles: this
-            // one may be another's.
-            Err(_) => ThreadedIrqReturn::None,
-        }
-    }
-}
-
-impl pm::Resume for Generation {
-    fn resumed(self: ArcBorrow<'_, Self>, hibernated: bool) {
-        if hibernated {
-            // Where the ID is in ACPI NVS memory, the kernel has restored the old one. It has mixed
-            // the time and the cycle counter into the pool, but does not reseed.
-            self.rule.exclusively(|| {
-                let _ = self
-                    .reseeder
-                    .reseed(self.id.load(), &mut Patience::endless());
-            });
-        }
-        self.handle_change();
+impl pm::Resume for Watched {
+    fn resumed(&self) {
+        // The kernel may have reseeded at the end of a suspension, in a process that is not waited
+        // for. After hibernation it has not, and where the ID is in ACPI NVS memory it has restored
+        // the old one.
+        self.resumed.store(true, Relaxed);
+        self.queue();
+        self.flush();
+        self.handled.notify_all();
     }
 }

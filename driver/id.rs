@@ -19,6 +19,7 @@ use kernel::{
     prelude::*,
     sync::atomic::{
         Atomic,
+        Relaxed,
         Release, //
     }, //
 };
@@ -31,8 +32,8 @@ pub(crate) type Id = [u64; 2];
 
 /// The last ID that the kernel was reseeded with, such that no older reseed can replace the result.
 ///
-/// A caller without a lock can see one word of the next ID and one of the last. A false match would
-/// take an ID in memory that is made of halves of two others; IDs are random.
+/// Other threads can look while it is being written. They do not see one word of the next ID with one
+/// of the last.
 pub(crate) struct Published([Atomic<u64>; 2]);
 
 impl Published {
@@ -45,17 +46,24 @@ impl Published {
     #[inline(always)]
     pub(crate) fn is(&self, id: Id) -> bool {
         let [first, second] = &self.0;
-        let same = id[0] == read_once(first) && id[1] == read_once(second);
-        // Pairs with the `Release` in `set`.
+        if id[0] != read_once(first) {
+            return false;
+        }
+        // Pairs with the `Release` of `first` in `set`.
+        read_barrier();
+        let same = id[1] == read_once(second);
+        // Pairs with the `Release` of `second`.
         read_barrier();
         same
     }
 
     /// Publishes an ID, after the reseed. One caller at a time.
     pub(crate) fn set(&self, id: Id) {
-        for (published, word) in self.0.iter().zip(id) {
-            published.store(word, Release);
-        }
+        let [first, second] = &self.0;
+        // Neither the next nor, most likely, the last ID begins with this.
+        first.store(!id[0], Relaxed);
+        second.store(id[1], Release);
+        first.store(id[0], Release);
     }
 }
 

@@ -5,6 +5,7 @@
 pub(crate) mod kernel {
     pub(crate) mod acpi;
     pub(crate) mod irq;
+    pub(crate) mod kthread;
     pub(crate) mod memremap;
     pub(crate) mod miscdevice;
     pub(crate) mod mm;
@@ -25,6 +26,7 @@ pub(crate) mod id;
 pub(crate) mod rule;
 
 pub(crate) mod counter;
+pub(crate) mod notifiers;
 pub(crate) mod sysgenid;
 
 pub(crate) mod generation;

@@ -8,7 +8,7 @@ use super::{
         Counter,
         LastRead, //
     },
-    generation::Generation,
+    generation::Watched,
     kernel::{
         miscdevice::{
             FileOperations,
@@ -18,8 +18,7 @@ use super::{
             Waiter, //
         },
         mm::Area,
-        rwonce::read_once,
-        sched::Patience, //
+        rwonce::read_once, //
     },
     sysgenid::Reseeds, //
 };
@@ -98,7 +97,7 @@ pub(crate) enum Source {
 
 /// What the open files of a node use. It outlives an unbind until the last file is closed.
 pub(crate) struct Files {
-    generation: Arc<Generation>,
+    generation: Arc<Watched>,
     source: Source,
     bound: Atomic<bool>,
 }
@@ -134,7 +133,7 @@ impl Drop for Bound {
             // so that it asks; after the reseed, if one is due. `count` takes the lock that a process
             // holds between its look at `bound` and its sleep.
             Source::Reseeds(reseeds) => {
-                let _ = generation.as_arc_borrow().apply_rule(Patience::endless());
+                let _ = generation.apply_rule(true);
                 reseeds.count();
             }
         }
@@ -163,7 +162,7 @@ impl Node {
     /// `ENOMEM`, and those of `misc_register()`.
     pub(crate) fn new(
         claim: Claim,
-        generation: Arc<Generation>,
+        generation: Arc<Watched>,
         source: Source,
     ) -> Result<Pin<KBox<Self>>> {
         let files = Files {
@@ -195,28 +194,20 @@ impl OpenFile {
     ///
     /// # Errors
     ///
-    /// `EAGAIN`: This takes longer than `patience` allows. The pollers will be woken.
+    /// `ENODEV`: The device was unbound. And those of [`Watched::apply_rule`].
     #[inline(always)]
-    fn read(&self, patience: Patience) -> Result<u32> {
+    fn read(&self, may_wait: bool) -> Result<u32> {
         let files = &*self.files;
         files.check_bound()?;
         match &files.source {
-            Source::Counter(counter) => counter.read(|| self.apply_rule(patience)),
-            Source::Reseeds(reseeds) => self.next_reseed(reseeds, patience),
+            Source::Counter(counter) => counter.read(|| files.generation.apply_rule(may_wait)),
+            Source::Reseeds(reseeds) => self.next_reseed(reseeds, may_wait),
         }
     }
 
-    #[inline(always)]
-    fn apply_rule(&self, patience: Patience) -> Result {
-        let generation = self.files.generation.as_arc_borrow();
-        let applied = generation.apply_rule(patience);
-        applied.inspect_err(|_| generation.apply_rule_later())
-    }
-
     #[inline(never)]
-    fn next_reseed(&self, reseeds: &Reseeds, patience: Patience) -> Result<u32> {
-        let may_wait = patience.is_endless();
-        self.apply_rule(patience)?;
+    fn next_reseed(&self, reseeds: &Reseeds, may_wait: bool) -> Result<u32> {
+        self.files.generation.apply_rule(may_wait)?;
         reseeds.next(&self.last, may_wait, || self.files.check_bound())
     }
 }
@@ -250,15 +241,11 @@ impl FileOperations for Operations {
                 _ => return Err(EINVAL),
             }
         }
-        let patience = if request.nonblock {
-            Patience::brief()
-        } else {
-            Patience::endless()
-        };
-        file.read(patience).map(Some).inspect_err(|&err| {
-            // The next read may return the same counter, if an ID came without a new one.
-            if err == EAGAIN && matches!(file.files.source, Source::Counter(_)) {
+        file.read(!request.nonblock).map(Some).inspect_err(|&err| {
+            if let (EAGAIN, Source::Counter(_)) = (err, &file.files.source) {
+                // The next read may return the same counter, if an ID came without a new one.
                 file.last.put_off();
+                file.files.generation.wake_when_applied();
             }
         })
     }
@@ -288,10 +275,13 @@ impl FileOperations for Operations {
             Source::Counter(_) => file.files.generation.handled(),
             Source::Reseeds(reseeds) => reseeds.changed(),
         });
-        match file.read(Patience::brief()) {
+        match file.read(false) {
             Ok(value) if file.last.is_new(value) => Ready::READ,
-            // With `EAGAIN` a work item applies the rule and wakes the poller.
-            Ok(_) | Err(EAGAIN) => Ready::NOT,
+            Ok(_) => Ready::NOT,
+            Err(EAGAIN) => {
+                file.files.generation.wake_when_applied();
+                Ready::NOT
+            }
             Err(_) => Ready::GONE,
         }
     }

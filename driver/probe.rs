@@ -5,7 +5,7 @@
 use super::{
     counter::Counter,
     firmware,
-    generation::Generation,
+    generation::Watched,
     id,
     kernel::{
         acpi,
@@ -49,7 +49,7 @@ pub(crate) fn generation(
     dev: &Device<Bound>,
     firmware: &acpi::Device,
     counted: bool,
-) -> Result<Arc<Generation>> {
+) -> Result<Arc<Watched>> {
     let range = match firmware::acpi::address(firmware, c"ADDR") {
         Ok(None) => {
             complain(dev, "ADDR", "is missing", "no generation ID");
@@ -91,7 +91,7 @@ pub(crate) fn counter_page(dev: &Device<Bound>, firmware: &acpi::Device) -> Opti
 /// Makes `/dev/vmgenid`, if no other device has it.
 pub(crate) fn counter_node(
     dev: &Device<Bound>,
-    generation: &Arc<Generation>,
+    generation: &Arc<Watched>,
     page: ReservedPage,
 ) -> Option<Pin<KBox<Node>>> {
     let source = Counter::new(page).map(Source::Counter);
@@ -101,7 +101,7 @@ pub(crate) fn counter_node(
 /// Makes `/dev/sysgenid`, if reseeds are counted and no other device has it.
 pub(crate) fn sysgenid_node(
     dev: &Device<Bound>,
-    generation: &Arc<Generation>,
+    generation: &Arc<Watched>,
 ) -> Option<Pin<KBox<Node>>> {
     let source = Source::Reseeds(generation.reseeds()?.clone());
     let node = node(dev, &node::SYSGENID, generation, Ok(source))?;
@@ -115,7 +115,7 @@ pub(crate) fn sysgenid_node(
 fn node(
     dev: &Device<Bound>,
     name: &'static Name,
-    generation: &Arc<Generation>,
+    generation: &Arc<Watched>,
     source: Result<Source>,
 ) -> Option<Pin<KBox<Node>>> {
     name.claim()

@@ -6,16 +6,16 @@
 //! process has mapped stays mapped, whatever became of its device.
 
 use super::{
-    generation::Generation,
+    generation::Watched,
     kernel::{
+        kthread::Worker,
         memremap::{
             Range,
             ReservedPage, //
         },
         static_mutex::static_mutex, //
     },
-    rule::Reseeder,
-    sysgenid::Reseeds, //
+    rule::Reseeder, //
 };
 use kernel::{
     prelude::*,
@@ -24,9 +24,9 @@ use kernel::{
 
 /// No page holds a byte of an ID: all processes can see the pages, and none may see an ID.
 struct Lists {
-    /// `None`: The module is not initialized, or is being unloaded.
-    reseeder: Option<Arc<Reseeder>>,
-    generations: KVec<Arc<Generation>>,
+    /// What reseeds, and the thread that has it done. `None`: The module is being loaded or unloaded.
+    reseeder: Option<(Arc<Reseeder>, Arc<Worker>)>,
+    generations: KVec<Arc<Watched>>,
     pages: KVec<ReservedPage>,
 }
 
@@ -50,9 +50,10 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// Those of [`Reseeder::new`], and `ENOMEM`.
+    /// Those of [`Reseeder::new`] and [`Worker::new`], and `ENOMEM`.
     pub(crate) fn new() -> Result<Self> {
-        LISTS.lock().reseeder = Some(Arc::new(Reseeder::new()?, GFP_KERNEL)?);
+        let reseeder = Arc::new(Reseeder::new()?, GFP_KERNEL)?;
+        LISTS.lock().reseeder = Some((reseeder, Worker::new(crate::NAME)?));
         Ok(Self(()))
     }
 }
@@ -71,8 +72,8 @@ impl Drop for Registry {
 ///
 /// # Errors
 ///
-/// Those of [`Generation::new`] and [`Reseeds::new`].
-pub(crate) fn generation(range: &Range, counted: bool) -> Result<Option<Arc<Generation>>> {
+/// Those of [`Watched::map`].
+pub(crate) fn generation(range: &Range, counted: bool) -> Result<Option<Arc<Watched>>> {
     let mut lists = LISTS.lock();
 
     if lists.pages.iter().any(|page| page.range().overlaps(range)) {
@@ -86,9 +87,8 @@ pub(crate) fn generation(range: &Range, counted: bool) -> Result<Option<Arc<Gene
         return Ok(Some(known.clone()));
     }
 
-    let reseeder = lists.reseeder.clone().ok_or(ENODEV)?;
-    let reseeds = if counted { Some(Reseeds::new()?) } else { None };
-    let generation = Generation::new(*range, reseeder, reseeds)?;
+    let (reseeder, worker) = lists.reseeder.clone().ok_or(ENODEV)?;
+    let generation = Watched::map(*range, worker, reseeder, counted)?;
     lists.generations.push(generation.clone(), GFP_KERNEL)?;
     Ok(Some(generation))
 }

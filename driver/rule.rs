@@ -10,14 +10,21 @@
 //! first. So the rule reseeds when no such thread can be left:
 //!
 //! 1. It mixes the ID into the pool. A key that is extracted later depends on the ID.
-//! 2. A key that was extracted before is installed by a thread that has not slept since: see
-//!    [`Threads`]. If there is one, the rule waits until it has slept. It reseeds before it waits,
-//!    too, for processes that draw meanwhile.
+//! 2. A key that was extracted before is installed by a work queue thread: by the generator's own
+//!    work, or by that of a notification, which the built-in driver handles. There is no sleep in
+//!    between. The rule waits until each such thread is out of there: see [`sched`]. It reseeds
+//!    before it waits, too, for processes that draw meanwhile.
 //! 3. It reseeds, and publishes the ID.
 //!
-//! Limitations: a user process can be in `crng_reseed()`, too, and is not waited for. Such a process
-//! belongs to root, and is in the ioctl `RNDRESEEDCRNG` of `/dev/random`, or writes to
-//! `/sys/power/state`.
+//! One thread applies the rule for all devices and all callers, so that no two reseeds of this
+//! driver overlap.
+//!
+//! Limitations: these are not waited for.
+//! - A process of root that reseeds the generator: in the ioctl `RNDRESEEDCRNG` of `/dev/random`, or
+//!   at the end of a suspension that it has asked for.
+//! - Before the generator is initialized, and without `CONFIG_TASKS_RCU`, a process of root that
+//!   initializes it (`RNDADDENTROPY`, `RNDADDTOENTCNT`). What `/dev/urandom` and `GRND_INSECURE`
+//!   return then is the same in all clones, whatever this driver does.
 
 use super::{
     id::{
@@ -29,20 +36,10 @@ use super::{
             self,
             DevRandom, //
         },
-        sched::{
-            Patience,
-            Threads, //
-        }, //
+        sched, //
     }, //
 };
-use kernel::{
-    new_mutex,
-    prelude::*,
-    sync::{
-        rcu,
-        Mutex, //
-    }, //
-};
+use kernel::prelude::*;
 
 /// What reseeds the generator.
 pub(crate) enum Reseeder {
@@ -50,7 +47,7 @@ pub(crate) enum Reseeder {
     DevRandom(DevRandom),
 
     /// `add_vmfork_randomness()`, where `/dev/random` could not be opened. It calls the vmfork
-    /// notifiers, and so the rule waits for them.
+    /// notifiers, so that readers wait for them.
     Vmfork(random::Vmfork),
 }
 
@@ -88,122 +85,60 @@ impl Reseeder {
         }
     }
 
-    /// Reseeds with `id` such that no older reseed can replace the result.
+    /// Reseeds with `id` such that no older reseed can replace the result. One caller at a time.
     ///
     /// If the generator is not initialized, this waits for a reseed that may be initializing it just
     /// now. Any later one depends on the ID.
     ///
     /// # Errors
     ///
-    /// `EAGAIN`: This takes longer than `patience` allows. The generator may have been reseeded, but
-    /// an older reseed may replace the result.
-    pub(crate) fn reseed(&self, id: Id, patience: &mut Patience) -> Result {
+    /// Those of [`DevRandom::reseed`].
+    pub(crate) fn reseed(&self, id: Id) -> Result {
         random::add_device_randomness(id.as_bytes());
 
         let ready = random::is_initialized();
-        if !ready || Threads::Workers.any_runnable() {
+        if !ready || sched::has_runnable_worker() {
             if let Self::DevRandom(device) = self {
-                // For processes that draw meanwhile. `ENODATA`: It is not initialized.
-                let _ = device.reseed();
+                device.reseed()?;
             }
-            if !Self::wait(ready, patience) {
-                return Err(EAGAIN);
+            if ready {
+                sched::wait_for_workers();
+            } else {
+                sched::wait_for_tasks();
             }
         }
 
         match self {
-            Self::DevRandom(device) => {
-                let _ = device.reseed();
+            Self::DevRandom(device) => device.reseed(),
+            Self::Vmfork(add_vmfork_randomness) => {
+                add_vmfork_randomness(id.as_bytes());
+                Ok(())
             }
-            Self::Vmfork(add_vmfork_randomness) => add_vmfork_randomness(id.as_bytes()),
-        }
-        Ok(())
-    }
-
-    /// Waits until all keys are installed that were extracted before this was called. Returns whether
-    /// that is so.
-    fn wait(ready: bool, patience: &mut Patience) -> bool {
-        if ready {
-            // The generator's own work reseeds, and the built-in driver, in ACPI's work queue.
-            Threads::Workers.wait_until_slept(patience)
-        } else {
-            // Timers and interrupts can initialize it, also in the threads that the kernel may have
-            // for them.
-            rcu::synchronize_rcu();
-            Threads::All.wait_until_slept(patience)
         }
     }
 }
 
-/// The last ID that was published, and the right to publish the next one.
-#[pin_data]
-pub(crate) struct Rule {
-    /// Written under `reseeding`.
-    published: Published,
-
-    #[pin]
-    reseeding: Mutex<()>,
-}
-
-impl Rule {
-    /// `first` is the ID in memory. It is not published yet.
-    pub(crate) fn new(first: Id) -> impl PinInit<Self> {
-        pin_init!(Self {
-            published: Published::none(first),
-            reseeding <- new_mutex!((), "Rule::reseeding"),
-        })
+/// Calls `reseed` with the ID that `load` returns, then publishes it and calls `tell`, unless that ID
+/// is published already. One caller at a time.
+///
+/// # Errors
+///
+/// Those of `reseed`. Then the ID is not published.
+pub(crate) fn apply(
+    published: &Published,
+    load: impl FnOnce() -> Id,
+    reseed: impl FnOnce(Id) -> Result,
+    tell: impl FnOnce(Id),
+) -> Result {
+    let id = load();
+    if published.is(id) {
+        return Ok(());
     }
 
-    /// Returns what was published last.
-    #[inline(always)]
-    pub(crate) fn published(&self) -> &Published {
-        &self.published
-    }
-
-    /// Calls `reseed` while no caller of [`Rule::apply`] reseeds. Sleeps.
-    pub(crate) fn exclusively(&self, reseed: impl FnOnce()) {
-        let _guard = self.reseeding.lock();
-        reseed();
-    }
-
-    /// Calls `reseed` with the ID that `load` returns, then publishes it and calls `published`,
-    /// unless that ID is published already. One caller at a time: the others wait, and look again.
-    ///
-    /// # Errors
-    ///
-    /// `EAGAIN`: This takes longer than `patience` allows. And those of `reseed`.
-    #[cold]
-    pub(crate) fn apply(
-        &self,
-        patience: &mut Patience,
-        load: impl FnOnce() -> Id,
-        reseed: impl FnOnce(Id, &mut Patience) -> Result,
-        published: impl FnOnce(Id),
-    ) -> Result {
-        let _guard = if patience.is_endless() {
-            self.reseeding.lock()
-        } else {
-            loop {
-                if let Some(guard) = self.reseeding.try_lock() {
-                    break guard;
-                }
-                if !patience.wait() {
-                    return Err(EAGAIN);
-                }
-            }
-        };
-
-        let id = load();
-        // Another caller may have done it while this one waited.
-        if self.published.is(id) {
-            return Ok(());
-        }
-
-        reseed(id, patience)?;
-        self.published.set(id);
-        published(id);
-        Ok(())
-    }
+    reseed(id)?;
+    published.set(id);
+    tell(id);
+    Ok(())
 }
 
 #[cfg(CONFIG_VMGENID_KUNIT_TEST)]
@@ -214,134 +149,98 @@ mod tests {
         Atomic,
         Relaxed, //
     };
-    use pin_init::stack_pin_init;
 
     const A: Id = [0x1111, 0xaaaa];
     const B: Id = [0x2222, 0xbbbb];
 
     /// The IDs that the rule reseeds with when it finds these, one after the other. Each is published
     /// once.
-    fn reseeds(rule: &Rule, found: &[Id]) -> KVec<Id> {
+    fn reseeds(published: &Published, found: &[Id]) -> KVec<Id> {
         let mut reseeds = KVec::new();
-        let mut published = KVec::new();
+        let mut told = KVec::new();
         for &id in found {
-            if !rule.published().is(id) {
-                let reseed = |id, _: &mut Patience| Ok(reseeds.push(id, GFP_KERNEL)?);
-                let publish = |id| assert!(published.push(id, GFP_KERNEL).is_ok());
-                assert!(rule
-                    .apply(&mut Patience::endless(), || id, reseed, publish)
-                    .is_ok());
-            }
+            let reseed = |id| Ok(reseeds.push(id, GFP_KERNEL)?);
+            let tell = |id| assert!(told.push(id, GFP_KERNEL).is_ok());
+            assert!(apply(published, || id, reseed, tell).is_ok());
+            assert!(published.is(id));
         }
-        assert_eq!(&reseeds[..], &published[..]);
+        assert_eq!(&reseeds[..], &told[..]);
         reseeds
     }
 
     #[test]
     fn the_first_id_is_a_change() {
-        stack_pin_init!(let rule = Rule::new(A));
-        assert!(!rule.published().is(A));
-        assert_eq!(&reseeds(&rule, &[A, A, A])[..], &[A]);
+        let published = Published::none(A);
+        assert!(!published.is(A));
+        assert_eq!(&reseeds(&published, &[A, A, A])[..], &[A]);
     }
 
     #[test]
     fn a_change_is_one_reseed() {
-        stack_pin_init!(let rule = Rule::new(A));
-        assert_eq!(&reseeds(&rule, &[A, B, B, B])[..], &[A, B]);
-        assert!(rule.published().is(B));
+        let published = Published::none(A);
+        assert_eq!(&reseeds(&published, &[A, B, B, B])[..], &[A, B]);
     }
 
     #[test]
     fn an_id_that_comes_back_is_a_change() {
-        stack_pin_init!(let rule = Rule::new(A));
-        assert_eq!(&reseeds(&rule, &[B, A, B, B])[..], &[B, A, B]);
+        let published = Published::none(A);
+        assert_eq!(&reseeds(&published, &[B, A, B, B])[..], &[B, A, B]);
     }
 
     #[test]
     fn each_half_is_compared() {
-        stack_pin_init!(let rule = Rule::new(A));
-        reseeds(&rule, &[A]);
-        assert!(!rule.published().is([A[0], B[1]]));
-        assert!(!rule.published().is([B[0], A[1]]));
-        assert!(!rule.published().is([A[1], A[0]]));
+        let published = Published::none(A);
+        reseeds(&published, &[A]);
+        assert!(!published.is([A[0], B[1]]));
+        assert!(!published.is([B[0], A[1]]));
+        assert!(!published.is([A[1], A[0]]));
         // An ID that was loaded half written is one more change. The whole ID is not missed.
-        assert_eq!(&reseeds(&rule, &[[B[0], A[1]], B])[..], &[[B[0], A[1]], B]);
+        let found = [[B[0], A[1]], B];
+        assert_eq!(&reseeds(&published, &found)[..], &found);
     }
 
     #[test]
     fn every_bit_is_compared() {
-        stack_pin_init!(let rule = Rule::new([0, 0]));
-        reseeds(&rule, &[[0, 0]]);
+        let published = Published::none([0, 0]);
+        reseeds(&published, &[[0, 0]]);
         for bit in 0..64 {
-            assert!(!rule.published().is([1 << bit, 0]));
-            assert!(!rule.published().is([0, 1 << bit]));
+            assert!(!published.is([1 << bit, 0]));
+            assert!(!published.is([0, 1 << bit]));
         }
     }
 
     #[test]
-    fn a_caller_that_had_to_wait_looks_again() {
-        stack_pin_init!(let rule = Rule::new(A));
-        // The caller saw B without the lock. Meanwhile another one has reseeded with it.
-        reseeds(&rule, &[B]);
-        let again = |_, _: &mut Patience| Err(EINVAL);
-        assert!(rule
-            .apply(&mut Patience::endless(), || B, again, |_| unreachable!())
-            .is_ok());
-    }
-
-    #[test]
-    fn the_id_is_loaded_once_under_the_lock() {
-        stack_pin_init!(let rule = Rule::new(A));
+    fn the_id_is_loaded_once() {
         // The hypervisor goes on writing. The rule publishes what it reseeded with.
+        let published = Published::none(A);
         let loads = Atomic::new(0u64);
         let load = || [loads.fetch_add(1, Relaxed) + 1, 7];
-        let mut with = A;
-        let reseed = |id, _: &mut Patience| {
-            with = id;
+        let reseed = |id| {
+            assert_eq!(id, [1, 7]);
             Ok(())
         };
-        assert!(rule
-            .apply(&mut Patience::endless(), load, reseed, |_| ())
-            .is_ok());
+        assert!(apply(&published, load, reseed, |_| ()).is_ok());
         assert_eq!(loads.load(Relaxed), 1);
-        assert_eq!(with, [1, 7]);
-        assert!(rule.published().is([1, 7]));
+        assert!(published.is([1, 7]));
     }
 
     #[test]
     fn the_id_is_published_after_the_reseed() {
-        stack_pin_init!(let rule = Rule::new(A));
-        let reseed = |id, _: &mut Patience| {
-            assert!(!rule.published().is(id));
+        let published = Published::none(A);
+        let reseed = |id| {
+            assert!(!published.is(id));
             Ok(())
         };
-        let publish = |id| assert!(rule.published().is(id));
-        assert!(rule
-            .apply(&mut Patience::endless(), || B, reseed, publish)
-            .is_ok());
+        let tell = |id| assert!(published.is(id));
+        assert!(apply(&published, || B, reseed, tell).is_ok());
     }
 
     #[test]
-    fn an_id_is_not_published_without_a_reseed() {
-        stack_pin_init!(let rule = Rule::new(A));
-        let reseed = |_, _: &mut Patience| Err(EAGAIN);
-        let applied = rule.apply(&mut Patience::brief(), || B, reseed, |_| unreachable!());
-        assert_eq!(applied, Err(EAGAIN));
-        assert!(!rule.published().is(B));
-    }
-
-    #[test]
-    fn a_caller_without_patience_does_not_wait_for_another() {
-        stack_pin_init!(let rule = Rule::new(A));
-        rule.exclusively(|| {
-            let applied = rule.apply(
-                &mut Patience::brief(),
-                || B,
-                |_, _| unreachable!(),
-                |_| unreachable!(),
-            );
-            assert_eq!(applied, Err(EAGAIN));
-        });
-        assert!(!rule.published().is(B));
+    fn without_a_reseed_nothing_is_published() {
+        let published = Published::none(A);
+        let reseed = |_| Err(EPERM);
+        let tell = |_| unreachable!();
+        assert_eq!(apply(&published, || B, reseed, tell), Err(EPERM));
+        assert!(!published.is(B));
     }
 }

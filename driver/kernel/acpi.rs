@@ -16,10 +16,7 @@ use kernel::{
     error::to_result,
     ffi::c_void,
     prelude::*,
-    sync::{
-        Arc,
-        ArcBorrow, //
-    },
+    sync::Arc,
     types::Opaque, //
 };
 
@@ -256,7 +253,7 @@ impl Object {
 /// Handlers run in process context, on work queues; several may run at the same time.
 pub(crate) trait NotifyHandler: Send + Sync + 'static {
     /// Called for each device notification (values from 0x80 on).
-    fn notify(self: ArcBorrow<'_, Self>, event: u32);
+    fn notify(&self, event: u32);
 }
 
 /// Calls `handler` for each notification of `dev`'s ACPI companion, until `dev` is unbound.
@@ -298,7 +295,7 @@ unsafe extern "C" fn notify_callback<T: NotifyHandler>(
 ) {
     // SAFETY: `context` points at the data of an `Arc<T>` that is dropped after the handler was
     // removed, which waits for this call.
-    let handler = unsafe { ArcBorrow::from_raw(context.cast_const().cast::<T>()) };
+    let handler = unsafe { &*context.cast_const().cast::<T>() };
 
     handler.notify(event);
 }

@@ -19,31 +19,24 @@ use kernel::{
         c_ulong,
         c_void, //
     },
-    irq::ThreadedIrqReturn,
     prelude::*,
-    sync::{
-        Arc,
-        ArcBorrow, //
-    }, //
+    sync::Arc, //
 };
 
 /// Callbacks for the SCI.
 pub(crate) trait SciHandler: Send + Sync + 'static {
-    /// Called in hard interrupt context, for each SCI, also where another handler's device has
-    /// raised it. Returns whether [`SciHandler::handle`] is to be called.
-    fn is_needed(&self) -> bool;
-
-    /// Called in the interrupt's own thread, which has real-time priority and runs on the CPU that
-    /// took the interrupt. The line stays masked until this returns.
-    fn handle(self: ArcBorrow<'_, Self>) -> ThreadedIrqReturn;
+    /// Called in hard interrupt context, for each SCI, whatever has raised it.
+    fn interrupted(&self);
 }
 
 /// The SCI's mapping to an interrupt number.
 ///
 /// # Invariants
 ///
-/// `irq` is mapped to the SCI, and this value owns one reference to the mapping.
+/// `irq` is mapped to the SCI. Where the mapping is counted (by x86's I/O APIC), one reference to it
+/// is this value's.
 struct Sci {
+    #[cfg_attr(not(CONFIG_X86), expect(dead_code))]
     gsi: u32,
     irq: u32,
 }
@@ -71,16 +64,21 @@ impl Sci {
         // SAFETY: The number can be written to.
         to_result(unsafe { bindings::acpi_gsi_to_irq(gsi, &mut irq) })
             .map_err(|_| "the SCI has no interrupt number")?;
-        // INVARIANT: The function returned the number, and has counted the reference.
+        // INVARIANT: The function returned the number, and has counted the reference if it counts.
         Ok(Self { gsi, irq })
     }
 }
 
 impl Drop for Sci {
     fn drop(&mut self) {
+        // Other architectures with an SCI do not count, but dispose of the mapping.
+        //
         // SAFETY: By the type invariants the reference is this value's to give back. ACPI has
         // another one for its own handler, so the mapping stays.
-        unsafe { bindings::acpi_unregister_gsi(self.gsi) };
+        #[cfg(CONFIG_X86)]
+        unsafe {
+            bindings::acpi_unregister_gsi(self.gsi)
+        };
     }
 }
 
@@ -88,7 +86,7 @@ impl Drop for Sci {
 ///
 /// # Invariants
 ///
-/// `hard::<T>` and `thread::<T>` are registered for `sci.irq`, with a pointer to `handler`'s data.
+/// `callback::<T>` is registered for `sci.irq`, with a pointer to `handler`'s data.
 struct Registration<T: SciHandler> {
     sci: Sci,
     handler: Arc<T>,
@@ -117,17 +115,17 @@ pub(crate) fn register_sci_handler<T: SciHandler>(
     handler: Arc<T>,
 ) -> Result<(), &'static str> {
     let sci = Sci::new()?;
-    // As ACPI's own handler has them. With `IRQF_ONESHOT` the hard half stays in hard interrupt
-    // context where the kernel was booted with `threadirqs`.
-    let flags = bindings::IRQF_SHARED | bindings::IRQF_ONESHOT;
+    // `IRQF_COND_ONESHOT`: ACPI's own handler has a thread, until which the line stays masked.
+    // `IRQF_NO_THREAD`: This one has none, even if the kernel was booted with `threadirqs`.
+    let flags = bindings::IRQF_SHARED | bindings::IRQF_COND_ONESHOT | bindings::IRQF_NO_THREAD;
 
     // SAFETY: The name is static. The cookie identifies the handler, and is valid until the handler
     // is freed, since the registration below owns a reference to it.
     to_result(unsafe {
         bindings::request_threaded_irq(
             sci.irq,
-            Some(hard::<T>),
-            Some(thread::<T>),
+            Some(callback::<T>),
+            None,
             flags as c_ulong,
             name.as_char_ptr(),
             cookie(&handler),
@@ -141,30 +139,15 @@ pub(crate) fn register_sci_handler<T: SciHandler>(
 
 /// # Safety
 ///
-/// This function should be only used as the hard handler in [`register_sci_handler`].
-unsafe extern "C" fn hard<T: SciHandler>(
+/// This function should be only used as the handler in [`register_sci_handler`].
+unsafe extern "C" fn callback<T: SciHandler>(
     _irq: c_int,
     cookie: *mut c_void,
 ) -> bindings::irqreturn_t {
     // SAFETY: `cookie` points at the data of an `Arc<T>` that is dropped after the handler was freed.
     let handler = unsafe { &*cookie.cast_const().cast::<T>() };
 
-    if handler.is_needed() {
-        bindings::irqreturn::IRQ_WAKE_THREAD
-    } else {
-        bindings::irqreturn::IRQ_NONE
-    }
-}
-
-/// # Safety
-///
-/// This function should be only used as the thread function in [`register_sci_handler`].
-unsafe extern "C" fn thread<T: SciHandler>(
-    _irq: c_int,
-    cookie: *mut c_void,
-) -> bindings::irqreturn_t {
-    // SAFETY: As in `hard`.
-    let handler = unsafe { ArcBorrow::from_raw(cookie.cast_const().cast::<T>()) };
-
-    bindings::irqreturn_t(handler.handle() as u32)
+    handler.interrupted();
+    // The interrupt is for another handler, which says whether it was handled.
+    bindings::irqreturn::IRQ_NONE
 }

@@ -17,18 +17,15 @@ use kernel::{
         c_void, //
     },
     prelude::*,
-    sync::{
-        Arc,
-        ArcBorrow, //
-    },
+    sync::Arc,
     types::Opaque, //
 };
 
 /// Callbacks for the end of a suspension.
 pub(crate) trait Resume: Send + Sync + 'static {
-    /// Called in process context after the machine was suspended or, where `hibernated` says so,
-    /// hibernated. User space runs already.
-    fn resumed(self: ArcBorrow<'_, Self>, hibernated: bool);
+    /// Called in process context after the machine was suspended or hibernated. User space runs
+    /// already.
+    fn resumed(&self);
 }
 
 /// A registered notifier.
@@ -74,6 +71,8 @@ pub(crate) fn register<T: Resume>(dev: &Device<Bound>, handler: Arc<T>) -> Resul
             block <- Opaque::try_ffi_init(|slot: *mut bindings::notifier_block| {
                 let block = bindings::notifier_block {
                     notifier_call: Some(notify::<T>),
+                    // After the random number generator's own.
+                    priority: -1,
                     ..pin_init::zeroed()
                 };
                 // SAFETY: The initializer can write to the provided `slot`.
@@ -100,12 +99,10 @@ unsafe extern "C" fn notify<T: Resume>(
 ) -> c_int {
     // SAFETY: `Opaque` is transparent, so this is the first field of a `Registration<T>`, which is
     // valid while it is registered. Only its other field is accessed.
-    let handler = unsafe { &(*block.cast::<Registration<T>>()).handler }.as_arc_borrow();
+    let handler = unsafe { &(*block.cast::<Registration<T>>()).handler };
 
-    match event as u32 {
-        bindings::PM_POST_HIBERNATION => handler.resumed(true),
-        bindings::PM_POST_SUSPEND => handler.resumed(false),
-        _ => (),
+    if let bindings::PM_POST_HIBERNATION | bindings::PM_POST_SUSPEND = event as u32 {
+        handler.resumed();
     }
     bindings::NOTIFY_DONE as c_int
 }

@@ -21,16 +21,7 @@ use kernel::{
         File, //
     },
     prelude::*,
-    sync::{
-        aref::ARef,
-        atomic::{
-            Atomic,
-            Relaxed,
-            Release, //
-        }, //
-    },
-    task::Task,
-    types::NotThreadSafe, //
+    sync::aref::ARef, //
 };
 
 /// `RNDRESEEDCRNG` of `include/uapi/linux/random.h`, which the bindings leave out.
@@ -108,7 +99,8 @@ impl DevRandom {
         let file = unsafe { ARef::from_raw(file) };
 
         let raw = file.as_ptr();
-        // SAFETY: The file is open: its inode and its operations are valid, and do not change.
+        // SAFETY: The file is open. Its inode, and the type and number in that, do not change, nor do
+        // its operations.
         let (mode, rdev, ioctl) = unsafe {
             let inode = (*raw).f_inode;
             (
@@ -127,54 +119,22 @@ impl DevRandom {
         })
     }
 
-    /// Extracts a new key for the generator from the pool, and installs it. Does not sleep.
+    /// Extracts a new key for the generator from the pool, and installs it. Does nothing if the
+    /// generator is not initialized. Does not sleep.
     ///
     /// Another reseed that began earlier may install its older key after this one.
     ///
     /// # Errors
     ///
-    /// `ENODATA`: The generator is not initialized.
+    /// `EPERM`: The caller has no `CAP_SYS_ADMIN`. Kernel threads have it, unless a security module
+    /// takes it from them.
     pub(crate) fn reseed(&self) -> Result {
-        let _credentials = KernelCredentials::new();
         // SAFETY: By the type invariants the operation belongs to the file, which is open. This
         // command takes no argument.
-        to_result(unsafe { (self.ioctl)(self.file.as_ptr(), RNDRESEEDCRNG, 0) } as c_int)
-    }
-}
-
-/// Gives the current task the kernel's credentials until it is dropped: `scoped_with_kernel_creds()`.
-///
-/// # Invariants
-///
-/// `own` is what `current->cred` was before.
-struct KernelCredentials {
-    own: *const bindings::cred,
-    _task: NotThreadSafe,
-}
-
-impl KernelCredentials {
-    /// Returns `current->cred`.
-    fn current() -> &'static Atomic<*const bindings::cred> {
-        // SAFETY: The current task is valid while it runs. Only the task itself writes to this
-        // field; other tasks read it under RCU.
-        unsafe { Atomic::from_ptr(&raw mut (*Task::current_raw()).cred) }
-    }
-
-    fn new() -> Self {
-        // SAFETY: The first task is never freed, and its credentials never change.
-        let kernel = unsafe { (&raw const bindings::init_task.cred).read() };
-        let own = Self::current().load(Relaxed);
-        Self::current().store(kernel, Release);
-        // INVARIANT: Read just above.
-        Self {
-            own,
-            _task: NotThreadSafe,
+        let result = unsafe { (self.ioctl)(self.file.as_ptr(), RNDRESEEDCRNG, 0) };
+        match to_result(result as c_int) {
+            Err(ENODATA) => Ok(()),
+            result => result,
         }
-    }
-}
-
-impl Drop for KernelCredentials {
-    fn drop(&mut self) {
-        Self::current().store(self.own, Release);
     }
 }

@@ -1,21 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Waiting until kernel threads that are in the middle of something have slept.
+//! Waiting until tasks are out of a section of code that does not sleep.
 //!
-//! Code that does not sleep, and that a kernel thread runs, is over when the thread has slept. In
-//! contrast to a flush of the work queue, this does not wait for threads that sleep already, for
-//! example for a lock. In contrast to `synchronize_rcu_tasks()`, which waits for all tasks and takes
-//! 0.1 s and more, it takes as long as those threads need.
+//! In contrast to a flush of the work queue, this does not wait for threads that sleep, for example
+//! for a lock. In contrast to `synchronize_rcu_tasks()`, which waits for all tasks and takes 0.1 s and
+//! more, [`wait_for_workers`] takes as long as the section does.
 //!
 //! C header: [`include/linux/sched.h`](srctree/include/linux/sched.h)
 
-use core::{
-    ptr,
-    ptr::NonNull, //
-};
+use core::ptr;
 use kernel::{
     bindings,
-    ffi::c_ulong,
     sync::{
         aref::ARef,
         rcu, //
@@ -27,124 +22,111 @@ use kernel::{
     }, //
 };
 
-/// Which kernel threads.
-#[derive(Clone, Copy)]
-#[repr(u32)]
-pub(crate) enum Threads {
-    /// Those of work queues.
-    Workers = bindings::PF_WQ_WORKER,
-    /// All of them.
-    All = bindings::PF_KTHREAD,
-}
+/// The CPU time after which a thread is taken to have left a section, in nanoseconds, and in how many
+/// parts it has to be accounted. One part alone can be the time in which the machine was saved.
+const LONG: u64 = 50_000_000;
+const PARTS: u32 = 20;
 
-/// How long a caller can wait.
-pub(crate) struct Patience(Option<u32>);
-
-impl Patience {
-    /// How long each wait is.
-    const STEP: Delta = Delta::from_micros(50);
-
-    /// As long as it takes.
-    pub(crate) const fn endless() -> Self {
-        Self(None)
-    }
-
-    /// For 2 ms in all, or somewhat longer on a busy CPU.
-    pub(crate) const fn brief() -> Self {
-        Self(Some(40))
-    }
-
-    /// Returns whether this is [`Patience::endless`].
-    pub(crate) fn is_endless(&self) -> bool {
-        self.0.is_none()
-    }
-
-    /// Sleeps for a moment. `false`: The time is over.
-    pub(crate) fn wait(&mut self) -> bool {
-        if let Some(steps) = &mut self.0 {
-            if *steps == 0 {
-                return false;
-            }
-            *steps -= 1;
-        }
-        fsleep(Self::STEP);
-        true
-    }
-}
-
-/// How many times a task may be counted as having slept although it only waited for a `spinlock_t`.
+/// Waits until each work queue thread that runs or could run, other than the caller, is out of what it
+/// is doing now. Returns at once if there is none. Sleeps.
 ///
-/// With `PREEMPT_RT` a `spinlock_t` sleeps. A code section in which the number of such waits is at
-/// most this one is over when a thread has slept more often.
-const LOCK_WAITS: c_ulong = if cfg!(CONFIG_PREEMPT_RT) { 1 } else { 0 };
-
-impl Threads {
-    /// Returns whether one of them, other than the caller, runs or could run.
-    pub(crate) fn any_runnable(self) -> bool {
-        self.runnable_after(None).is_some()
-    }
-
-    /// Waits until each of them that runs or could run, other than the caller, has slept once or has
-    /// exited. Returns whether that is so: `false` if it takes longer than `patience` allows.
-    ///
-    /// A section of code that begins later is not waited for. A section that began earlier is over,
-    /// provided that the thread does not sleep in it, and that (with `PREEMPT_RT`) it waits for one
-    /// `spinlock_t` at most. Threads that were made visible to the caller by a lock, which their
-    /// section and the caller have taken, are not missed.
-    pub(crate) fn wait_until_slept(self, patience: &mut Patience) -> bool {
-        let mut last = None;
-        while let Some(thread) = self.runnable_after(last.take()) {
-            let seen = sleeps(&thread);
-            while is_runnable(thread.as_ptr()) && sleeps(&thread) - seen <= LOCK_WAITS {
-                if !patience.wait() {
-                    return false;
-                }
+/// This is for sections of code that do not sleep and that take some microseconds of CPU time. A
+/// thread is out of such a section when it has slept or exited, or when it has used the CPU for much
+/// longer. (A thread does not sleep between two works.) Sections that begin later are not waited for.
+///
+/// No thread is missed that took a lock in its section, before the caller took the same lock: its
+/// state was written before that.
+pub(crate) fn wait_for_workers() {
+    let mut last = None;
+    while let Some(worker) = next_runnable_worker(last.take()) {
+        let begin = usage(&worker);
+        let (mut time, mut parts) = (begin.time, 0);
+        while is_runnable(&worker) {
+            let now = usage(&worker);
+            if now.sleeps != begin.sleeps && COUNTS_SLEEPS {
+                break;
             }
-            last = Some(thread);
+            if now.time != time {
+                time = now.time;
+                parts += 1;
+            }
+            if parts >= PARTS && time.wrapping_sub(begin.time) >= LONG {
+                break;
+            }
+            fsleep(Delta::from_micros(50));
         }
-        true
+        last = Some(worker);
     }
+}
 
-    /// Returns the next runnable one after `last` in the list of processes. Where `last` has exited
-    /// the search begins anew.
-    fn runnable_after(self, last: Option<ARef<Task>>) -> Option<ARef<Task>> {
-        let first = &raw mut bindings::init_task;
-        let current = Task::current_raw();
-        let _rcu = rcu::read_lock();
+/// Returns whether there is a work queue thread, other than the caller, that runs or could run.
+pub(crate) fn has_runnable_worker() -> bool {
+    next_runnable_worker(None).is_some()
+}
 
-        let mut task = match &last {
-            // SAFETY: The task is valid, by the reference.
-            Some(last) if !unsafe { (*last.as_ptr()).thread_pid }.is_null() => last.as_ptr(),
-            _ => first,
+/// Waits until all tasks are out of what they are doing now in the kernel, provided that they do not
+/// sleep in it; interrupts, too. Sleeps, for 0.1 s and more where tasks are preemptible.
+pub(crate) fn wait_for_tasks() {
+    rcu::synchronize_rcu();
+    // SAFETY: This can be called from any context that may sleep.
+    #[cfg(CONFIG_TASKS_RCU)]
+    unsafe {
+        bindings::synchronize_rcu_tasks()
+    };
+    wait_for_workers();
+}
+
+/// Returns the next runnable work queue thread after `last` in the list of processes. Where `last` has
+/// exited the search begins anew.
+fn next_runnable_worker(last: Option<ARef<Task>>) -> Option<ARef<Task>> {
+    let first = &raw mut bindings::init_task;
+    let current = Task::current_raw();
+    let _rcu = rcu::read_lock();
+
+    let mut task = first;
+    if let Some(last) = &last {
+        // SAFETY: The task is valid, by the reference. `detach_pid()` writes to the pointer before
+        // the task leaves the list.
+        if !unsafe { (&raw const (*last.as_ptr()).thread_pid).read_volatile() }.is_null() {
+            task = last.as_ptr();
+        }
+    }
+    loop {
+        // SAFETY: `task` is `init_task`, or was in the list at some time since the RCU read lock was
+        // taken. So what its link points at is valid until that is released. Kernel threads are
+        // processes of one thread each.
+        task = unsafe {
+            let next = (&raw const (*task).tasks.next).read_volatile();
+            kernel::container_of!(next, bindings::task_struct, tasks)
         };
-        loop {
-            // SAFETY: `task` is `init_task`, or was in the list at some time since the RCU read
-            // lock was taken. So what its link points at is valid until that is released. Kernel
-            // threads are processes of one thread each.
-            task = unsafe {
-                let next = (&raw const (*task).tasks.next).read_volatile();
-                kernel::container_of!(next, bindings::task_struct, tasks)
-            };
-            if ptr::eq(task, first) {
-                return None;
-            }
-            // SAFETY: Valid, as said above. The flags that are looked at do not change.
-            let flags = unsafe { (&raw const (*task).flags).read_volatile() };
-            if flags & self as u32 != 0 && !ptr::eq(task, current) && is_runnable(task) {
-                // SAFETY: Valid, and in the list, so that somebody has a reference. `Task` is a
-                // transparent wrapper.
-                return Some(
-                    unsafe { NonNull::new_unchecked(task).cast::<Task>().as_ref() }.into(),
-                );
-            }
+        if ptr::eq(task, first) {
+            return None;
+        }
+        // SAFETY: The task is valid, as said above. Only the thread itself writes to its flags; the
+        // one that is looked at does not change while a work runs.
+        let flags = unsafe { (&raw const (*task).flags).read_volatile() };
+        if flags & bindings::PF_WQ_WORKER == 0 || ptr::eq(task, current) {
+            continue;
+        }
+        // SAFETY: The task is valid, and `Task` is a transparent wrapper. The list has a reference to
+        // it until the RCU read lock is released.
+        let task = unsafe { &*task.cast_const().cast::<Task>() };
+        if is_runnable(task) {
+            return Some(task.into());
         }
     }
 }
+
+/// Whether a task that has slept once more was out of its section. With `PREEMPT_RT`, waiting for a
+/// `spinlock_t` counts as sleeping.
+const COUNTS_SLEEPS: bool = !cfg!(CONFIG_PREEMPT_RT);
+
+/// `TASK_WAKING` of `include/linux/sched.h`, which the bindings leave out.
+const TASK_WAKING: u32 = 0x200;
 
 /// Returns whether a task runs, could run, or waits for a `spinlock_t`.
-///
-/// Callers make sure that the task is valid.
-fn is_runnable(task: *mut bindings::task_struct) -> bool {
+fn is_runnable(task: &Task) -> bool {
+    let task = task.as_ptr();
     // SAFETY: The task is valid. The scheduler writes to both words at any time.
     let (state, on_rq) = unsafe {
         (
@@ -154,13 +136,25 @@ fn is_runnable(task: *mut bindings::task_struct) -> bool {
     };
     match state {
         bindings::TASK_RUNNING => on_rq != 0,
-        bindings::TASK_RTLOCK_WAIT => true,
+        // It waits for a `spinlock_t`, or is being woken from that.
+        bindings::TASK_RTLOCK_WAIT | TASK_WAKING => cfg!(CONFIG_PREEMPT_RT),
         _ => false,
     }
 }
 
-/// Returns how many times a task has slept. It wraps.
-fn sleeps(task: &Task) -> c_ulong {
-    // SAFETY: The task is valid. The scheduler writes to the word at any time.
-    unsafe { (&raw const (*task.as_ptr()).nvcsw).read_volatile() }
+/// How often a task has slept, and for how many nanoseconds it has used the CPU.
+struct Usage {
+    sleeps: kernel::ffi::c_ulong,
+    time: u64,
+}
+
+fn usage(task: &Task) -> Usage {
+    let task = task.as_ptr();
+    // SAFETY: The task is valid. The scheduler writes to both words at any time.
+    unsafe {
+        Usage {
+            sleeps: (&raw const (*task).nvcsw).read_volatile(),
+            time: (&raw const (*task).se.sum_exec_runtime).read_volatile(),
+        }
+    }
 }

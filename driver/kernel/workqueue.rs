@@ -11,7 +11,6 @@ use kernel::{
     workqueue::{
         HasWork,
         Queue,
-        RawWorkItem,
         Work,
         WorkItem, //
     }, //
@@ -19,20 +18,17 @@ use kernel::{
 
 /// Queues `item` in the queue for work that is bound to no CPU: `system_dfl_wq`. If it is queued
 /// already, its run is yet to begin.
-pub(crate) fn enqueue<T, const ID: u64>(item: Arc<T>)
+pub(crate) fn enqueue<T>(item: Arc<T>)
 where
-    T: WorkItem<ID, Pointer = Arc<T>> + HasWork<T, ID> + Send + Sync + 'static,
-    Arc<T>: RawWorkItem<ID>,
+    T: WorkItem<Pointer = Arc<T>> + HasWork<T> + Send + Sync + 'static,
 {
     // SAFETY: This queue exists as long as the machine runs.
     let queue = unsafe { Queue::from_raw(bindings::system_dfl_wq) };
-    let _ = queue.enqueue::<Arc<T>, ID>(item);
+    let _ = queue.enqueue::<Arc<T>, 0>(item);
 }
 
-/// Blocks until the last queued run of `item`'s work with this `ID` completes. Sleeps.
-///
-/// The work must not call this for itself: that blocks for ever.
-pub(crate) fn flush<T: HasWork<T, ID>, const ID: u64>(item: &T) {
+/// Blocks until the queued runs of `item` complete. Not to be called by its own run.
+pub(crate) fn flush<T: HasWork<T>>(item: &T) {
     let item: *const T = item;
     // SAFETY: The item is valid, and so is the work in it, which is initialized by construction.
     // Only the `struct work_struct` is written to, which is `Opaque`.
