@@ -39,12 +39,12 @@
  *		}
  *	}
  *
- * The check comes after the output, which is made again if it came across a
- * restore. Without the barrier, who sees the change at once and reseeds from the
- * kernel gets the same bytes in every clone, for milliseconds.
+ * The check comes after the output, which is made again if there was a restore
+ * before the check. A process that sees the change and reseeds from the kernel
+ * without the barrier gets the same bytes in every clone for some milliseconds.
  *
  * Nothing here notices fork(): see MADV_WIPEONFORK in madvise(2). A child may use
- * what it inherited.
+ * the struct vmgenid that it inherited.
  *
  * C99 and C++, on Linux, with POSIX.1-2008: -std=gnu99, or
  * -D_POSIX_C_SOURCE=200809L. Nothing is allocated. Errors are negative errno
@@ -75,29 +75,31 @@
 extern "C" {
 #endif
 
-/* Who says that the machine was restored. */
+/* Which device tells that the machine was restored. */
 enum vmgenid_source {
 	/*
 	 * /dev/vmgenid. It changes before the first instruction after the restore,
-	 * and has the barrier: nothing is missing.
+	 * and has the barrier.
 	 */
 	VMGENID_SOURCE_VMGENID,
 	/*
 	 * /dev/vmclock0, where its page has VMCLOCK_FLAG_VM_GEN_COUNTER_PRESENT. As
-	 * early, but there is no barrier: what is drawn from the kernel in the first
-	 * milliseconds can be what other clones draw. Keep nothing that was seeded
+	 * early, but there is no barrier: in the first milliseconds, the kernel's
+	 * random bytes can be the same in other clones. Keep nothing that was seeded
 	 * within a second of a change.
 	 */
 	VMGENID_SOURCE_VMCLOCK,
 	/*
 	 * /dev/sysgenid. It changes after the kernel's reseed: until then, for
-	 * milliseconds, clones go on with what they have. Its barrier is one with
-	 * the driver vmgenid only, not with Amazon Linux's own.
+	 * milliseconds, clones continue with the data that they have cached. There
+	 * is no barrier: this project's driver starts a reseed that is due when it
+	 * is polled, but does not always complete it before poll() returns. Amazon
+	 * Linux's driver does not reseed.
 	 */
 	VMGENID_SOURCE_SYSGENID
 };
 
-/* An open source; what is in it is for the functions below. */
+/* An open source. Only the functions below use its members. */
 struct vmgenid {
 	const volatile unsigned char *page;
 	const volatile uint64_t *word;
@@ -136,7 +138,7 @@ static inline uint32_t vmgenid_u32(const struct vmgenid *v, size_t offset)
 static inline uint64_t vmgenid_get(const struct vmgenid *v)
 {
 #if defined(__GNUC__)
-	/* What was computed before the look is to be computed before it. */
+	/* The compiler must not move earlier computations behind the load. */
 	__asm__ __volatile__("" : : : "memory");
 #endif
 	return vmgenid_from_le(*v->word);
@@ -173,13 +175,18 @@ static inline int vmgenid_vmclock(const struct vmgenid *v, uint64_t *generation)
 }
 
 /*
- * Stores the generation; when this returns 0, the kernel's random number
- * generator has been reseeded since the restore that began it (but see the
- * sources). What is drawn from the kernel after this, no other clone has.
+ * Stores the generation. When this returns 0, the kernel's random number
+ * generator has been reseeded since the restore that began this generation (with
+ * the limits of the sources above): later draws from the kernel differ from those
+ * of all other clones. After a restore this may sleep until the kernel has been
+ * reseeded.
  *
  * -ENODEV: the device was unbound; there is no barrier.
- * -EBUSY: the hypervisor does not end changing it (VMGENID_SOURCE_VMCLOCK).
- * -EIO: it answers as none of the devices would.
+ * -EAGAIN: the caller opened the file with O_NONBLOCK, and this would have to
+ *  sleep (VMGENID_SOURCE_VMGENID). poll() tells when to call this again.
+ * -EBUSY: the hypervisor does not end changing the counter
+ *  (VMGENID_SOURCE_VMCLOCK).
+ * -EIO: the file does not behave like any of the devices.
  */
 static inline int vmgenid_barrier(const struct vmgenid *v, uint64_t *generation)
 {
@@ -191,7 +198,7 @@ static inline int vmgenid_barrier(const struct vmgenid *v, uint64_t *generation)
 	case VMGENID_SOURCE_VMCLOCK:
 		return vmgenid_vmclock(v, generation);
 	case VMGENID_SOURCE_SYSGENID:
-		/* This has the kernel reseeded, if that is due. */
+		/* The driver starts a reseed that is due. */
 		asked.fd = v->fd;
 		asked.events = POLLIN;
 		asked.revents = 0;
@@ -201,7 +208,7 @@ static inline int vmgenid_barrier(const struct vmgenid *v, uint64_t *generation)
 		if (asked.revents & (POLLHUP | POLLERR))
 			return -ENODEV;
 		number = vmgenid_u32(v, 0);
-		/* For who polls it. Who may not write does without. */
+		/* For processes that poll it. A file opened for reading cannot. */
 		len = write(v->fd, &number, sizeof(number));
 		break;
 	default:
@@ -229,11 +236,13 @@ static inline void vmgenid_close(struct vmgenid *v)
 }
 
 /*
- * Uses a file that was opened already, to be read. It is closed by
- * vmgenid_close(); if this fails it is the caller's.
+ * Uses a file that the caller has opened for reading. Open VMGENID_SOURCE_VMGENID
+ * without O_NONBLOCK. vmgenid_close() closes the file; if this fails the caller
+ * has to close it.
  *
- * -EINVAL: it is something else, or a vmclock without a counter.
- * -ENODEV: it was unbound.
+ * -EINVAL: the file is not the device, or a vmclock without a counter.
+ * -ENODEV: the device was unbound.
+ * And those of vmgenid_barrier().
  */
 static inline int vmgenid_open_fd(struct vmgenid *v, enum vmgenid_source source, int fd)
 {
@@ -253,7 +262,7 @@ static inline int vmgenid_open_fd(struct vmgenid *v, enum vmgenid_source source,
 	if (!S_ISCHR(st.st_mode) || major(st.st_rdev) != 10)
 		return -EINVAL;
 	if (source != VMGENID_SOURCE_VMCLOCK) {
-		/* Neither reads what is not a counter. */
+		/* Neither device accepts a read of another size. */
 		do {
 			len = read(fd, bytes, odd);
 		} while (len < 0 && errno == EINTR);
@@ -286,17 +295,20 @@ static inline int vmgenid_open_fd(struct vmgenid *v, enum vmgenid_source source,
 }
 
 /*
- * Opens a device node. *opened: whether it is open(2) that went well.
+ * Opens a device node. Stores in *opened whether open(2) has succeeded.
  */
 static inline int vmgenid_open_node(struct vmgenid *v, enum vmgenid_source source,
 				    const char *path, int *opened)
 {
-	int fd = -1, err;
+	int fd = -1, err, nonblock = 0;
 
+	/* The barrier of /dev/vmgenid may have to sleep. */
+	if (source != VMGENID_SOURCE_VMGENID)
+		nonblock = O_NONBLOCK;
 	if (source == VMGENID_SOURCE_SYSGENID)
 		fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0)
-		fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+		fd = open(path, O_RDONLY | O_CLOEXEC | nonblock);
 	*opened = fd >= 0;
 	if (fd < 0) {
 		err = -errno;
@@ -325,8 +337,8 @@ static inline int vmgenid_open_path(struct vmgenid *v, enum vmgenid_source sourc
  * Opens the best source that this machine has: v->source says which.
  *
  * -ENOENT: there is none.
- * Any other: there is one, and it cannot be used. A worse one is not taken
- * instead.
+ * Any other: there is one, and it cannot be used. This does not fall back to a
+ * source with fewer guarantees.
  */
 static inline int vmgenid_open(struct vmgenid *v)
 {
@@ -350,15 +362,15 @@ static inline int vmgenid_open(struct vmgenid *v)
 }
 
 /*
- * Waits until the generation is another one than since, at most for timeout
- * milliseconds, or for ever if that is negative. 1: it is, and stored, after the
- * barrier. 0: it is the same.
+ * Waits until the generation differs from since, at most for timeout milliseconds,
+ * or for ever if that is negative. Returns 1 if it differs, and stores it, after
+ * the barrier. Returns 0 if it is the same.
  *
  * Many threads can wait, and others use v meanwhile.
  *
  * -ENODEV: the device was unbound.
- * -ENOTSUP: this hypervisor's vmclock does not tell.
- * -ENOENT: it has to open the device anew, and /proc is not mounted.
+ * -ENOTSUP: this hypervisor's vmclock sends no notifications.
+ * -ENOENT: this has to open the device anew, and /proc is not mounted.
  * And those of vmgenid_barrier().
  */
 static inline int vmgenid_wait(const struct vmgenid *v, uint64_t since, int timeout,
@@ -374,15 +386,15 @@ static inline int vmgenid_wait(const struct vmgenid *v, uint64_t since, int time
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", v->fd);
 	for (;;) {
 		/*
-		 * A file tells of what changes after it was opened, or last read:
-		 * one of our own.
+		 * A file reports changes since it was opened, or last read. Other
+		 * callers read v->fd, so this needs a file of its own.
 		 */
 		own.fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 		own.events = POLLIN;
 		own.revents = 0;
 		if (own.fd < 0)
 			return errno == ENXIO ? -ENODEV : -errno;
-		/* A vmclock tells of more, and of what was before it was read. */
+		/* A vmclock reports other changes, too, and those before its first read. */
 		if (v->source == VMGENID_SOURCE_VMCLOCK &&
 		    pread(own.fd, bytes, sizeof(bytes), 104) != (ssize_t)sizeof(bytes)) {
 			close(own.fd);
