@@ -139,8 +139,9 @@ impl Counter {
         Self::from_fd(source, fd)
     }
 
-    /// Uses a device that somebody else has opened, for example before this process was put into a
-    /// sandbox. It has to be readable.
+    /// Uses a device that is open already, for example since before this process was put into a
+    /// sandbox. It has to be readable. [`Source::Vmgenid`] has to be open without `O_NONBLOCK`:
+    /// otherwise [`barrier`](Self::barrier) fails with `EAGAIN` where it would have to sleep.
     ///
     /// # Errors
     ///
@@ -223,24 +224,25 @@ impl Counter {
         &self.word
     }
 
-    /// Returns the generation; when this returns, the kernel's random number generator has been
-    /// reseeded since the restore that began it, if the source [has a barrier](Source::has_barrier).
-    /// What is drawn from the kernel after this, no other clone has. (If the kernel's generator is not
-    /// initialised yet, drawing from it waits for that.)
+    /// Returns the generation. When this returns, the kernel's random number generator has been
+    /// reseeded since the restore that began this generation, if the source
+    /// [has a barrier](Source::has_barrier). Later draws from the kernel differ from those of all other
+    /// clones. (If the kernel's generator is not initialised yet, drawing from it waits for that.)
+    /// After a restore this may sleep until the kernel has been reseeded.
     ///
-    /// Note the generation before what is drawn: a restore that comes in between is a change then.
+    /// Call this before drawing: a restore that comes in between then is a change.
     ///
     /// # Errors
     ///
     /// - [`Error::Gone`]: the device was unbound; there is no barrier.
-    /// - [`Error::NotTheDevice`]: it answers as none of them would.
+    /// - [`Error::NotTheDevice`]: the file does not behave like any of the devices.
     /// - [`Error::Busy`]: of [`Source::Vmclock`] only.
     pub fn barrier(&self) -> Result<Generation, Error> {
         let number = match self.source {
             Source::Vmgenid => u64::from(self.read()?),
             Source::Vmclock => vmclock::load(&self.page)?,
             Source::Sysgenid => {
-                // Our driver reseeds the kernel in poll, if that is due, and counts it.
+                // This project's driver starts a reseed that is due, and counts it when it is complete.
                 loop {
                     match poll_in(&self.fd, Some(Duration::ZERO))? {
                         Polled::Hangup => return Err(Error::Gone),

@@ -1,39 +1,39 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Where a generation is to be had from.
+//! The devices that a generation can come from.
 
 use std::fmt;
 
-/// Who says that the machine was restored, and what his word is worth.
+/// The device that tells that the machine was restored, and what it promises.
 ///
 /// | | [`Vmgenid`](Self::Vmgenid) | [`Vmclock`](Self::Vmclock) | [`Sysgenid`](Self::Sysgenid) |
 /// |---|---|---|---|
 /// | changes | before the first instruction after the restore | likewise | milliseconds later, after the kernel's reseed |
-/// | [`barrier`](crate::Counter::barrier) waits for the kernel's reseed | yes | **no** | with this project's driver |
-/// | so what can be in two clones is | nothing | what is drawn from the kernel in the first milliseconds | what is drawn from anywhere in the first milliseconds |
+/// | [`barrier`](crate::Counter::barrier) waits for the kernel's reseed | yes | **no** | **no** |
+/// | two clones can draw the same | never | from the kernel, in the first milliseconds | from any generator, in the first milliseconds |
 /// | [`wait`](crate::Counter::wait) | yes | if the hypervisor notifies | yes |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Source {
     /// `/dev/vmgenid`, of the driver that this crate belongs to: the generation counter of the
-    /// hypervisor, and a barrier. The only one with nothing missing.
+    /// hypervisor, and a barrier.
     Vmgenid,
 
     /// `/dev/vmclock0`, of Linux's `ptp_vmclock`, where the hypervisor says that its page has a VM
     /// generation counter (`VMCLOCK_FLAG_VM_GEN_COUNTER_PRESENT` of `linux/vmclock-abi.h`).
     ///
-    /// It changes as early as `/dev/vmgenid`, but there is no barrier: the kernel reseeds itself
-    /// when it handles another device's notification, some milliseconds after the restore, if there is
-    /// one. Who sees the change and draws from the kernel before that draws what the other clones
-    /// draw. So nothing is kept by a [`Guard`](crate::Guard) that was made in the first
+    /// It changes as early as `/dev/vmgenid`, but there is no barrier: the kernel reseeds when it
+    /// handles another device's notification, some milliseconds after the restore, if there is such a
+    /// device. A process that sees the change, and draws from the kernel before that, draws the same as
+    /// in other clones. So a [`Guard`](crate::Guard) keeps nothing that was made in the first
     /// [second](crate::Guard::SETTLES) after a change.
     Vmclock,
 
     /// `/dev/sysgenid`, of Amazon Linux, or of the driver that this crate belongs to.
     ///
-    /// It changes after the kernel's reseed, so that whoever sees the change can draw at once. Until
-    /// it changes, for some milliseconds after the restore, clones go on with what they have, and
-    /// nothing here can tell. With Amazon's own driver, only root can open it.
+    /// It changes after the kernel's reseed: a process that sees the change can draw at once. Until
+    /// it changes, for some milliseconds after the restore, clones continue with the data that they
+    /// have cached, and this crate cannot detect that. With Amazon's own driver, only root can open it.
     Sysgenid,
 }
 
@@ -52,10 +52,10 @@ impl Source {
     }
 
     /// Whether [`Counter::barrier`](crate::Counter::barrier) returns after the kernel's reseed,
-    /// so that the kernel's random numbers are this clone's own from then on.
+    /// so that later draws from the kernel differ from those of all other clones.
     ///
-    /// [`Source::Sysgenid`] has one with this project's driver, which reseeds the kernel in `poll` if
-    /// that is due. With Amazon's it has none, so this is `false`.
+    /// [`Source::Sysgenid`] has no barrier. This project's driver starts a reseed that is due when it is
+    /// polled, and often completes it before `poll` returns, but does not sleep for it.
     pub const fn has_barrier(self) -> bool {
         match self {
             Self::Vmgenid => true,
