@@ -45,7 +45,7 @@ prepare-kernel:
 vm:
 	@scripts/vm run --kernel $(KERNEL)
 
-# Also without the early look, and the other module, on a kernel that has its own driver
+# Also without the early look, and with vmgenctr, on a kernel that has its own driver
 # built in.
 test:
 	@VMGENID_KERNEL=$(KERNEL) scripts/test
