@@ -27,8 +27,8 @@ pub enum Error {
         why: &'static str,
     },
 
-    /// The device went away: it was unbound from its driver. Nobody reseeds the kernel any more, so
-    /// there is no barrier. Open it again when it has come back.
+    /// The device was unbound from its driver, so there is no barrier. Open it again after it was
+    /// bound again.
     Gone,
 
     /// The hypervisor has begun to change the counter, and has not ended for a tenth of a second.
