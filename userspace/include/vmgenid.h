@@ -183,7 +183,7 @@ static inline int vmgenid_vmclock(const struct vmgenid *v, uint64_t *generation)
  *
  * -ENODEV: the device was unbound; there is no barrier.
  * -EAGAIN: the caller opened the file with O_NONBLOCK, and this would have to
- *  sleep (VMGENID_SOURCE_VMGENID). poll() tells when to call this again.
+ *  wait (VMGENID_SOURCE_VMGENID). poll() tells when to call this again.
  * -EBUSY: the hypervisor does not end changing the counter
  *  (VMGENID_SOURCE_VMCLOCK).
  * -EIO: the file does not behave like any of the devices.
@@ -302,7 +302,7 @@ static inline int vmgenid_open_node(struct vmgenid *v, enum vmgenid_source sourc
 {
 	int fd = -1, err, nonblock = 0;
 
-	/* The barrier of /dev/vmgenid may have to sleep. */
+	/* The barrier of /dev/vmgenid may have to wait. */
 	if (source != VMGENID_SOURCE_VMGENID)
 		nonblock = O_NONBLOCK;
 	if (source == VMGENID_SOURCE_SYSGENID)

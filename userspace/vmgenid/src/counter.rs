@@ -141,7 +141,7 @@ impl Counter {
 
     /// Uses a device that is open already, for example since before this process was put into a
     /// sandbox. It has to be readable. [`Source::Vmgenid`] has to be open without `O_NONBLOCK`:
-    /// otherwise [`barrier`](Self::barrier) fails with `EAGAIN` where it would have to sleep.
+    /// otherwise [`barrier`](Self::barrier) fails with `EAGAIN` where it would have to wait.
     ///
     /// # Errors
     ///

@@ -55,7 +55,7 @@ impl Source {
     /// so that later draws from the kernel differ from those of all other clones.
     ///
     /// [`Source::Sysgenid`] has no barrier. This project's driver starts a reseed that is due when it is
-    /// polled, and often completes it before `poll` returns, but does not sleep for it.
+    /// polled, but does not always complete it before `poll` returns.
     pub const fn has_barrier(self) -> bool {
         match self {
             Self::Vmgenid => true,
