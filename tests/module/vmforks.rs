@@ -8,7 +8,9 @@
 //!   WireGuard's does.
 //! - `hold_rtnl`: who writes a number of milliseconds holds `rtnl_lock` that long, or until a signal
 //!   comes. Whether somebody holds it in this way: what is read.
-//! - `spin`: for how many milliseconds our notifier computes from now on, before it does that.
+//! - `sleep`: for how many milliseconds our notifier sleeps from now on, before it does that.
+//! - `work_on`: the number of a CPU, written here, queues work that does nothing for a worker of
+//!   that CPU. The write does not wait for it. How often such work has been done is what is read.
 //! - `notify`: who writes a number sends that many ACPI notifications, as QEMU's GPE does, but with
 //!   no change of the ID. They have been handled when the write returns.
 //! - `took`: how long after the last of these the notifiers were last called, in nanoseconds.
@@ -35,7 +37,6 @@ use kernel::{
     },
     fmt,
     prelude::*,
-    processor::cpu_relax,
     sync::atomic::{
         Atomic,
         Relaxed, //
@@ -56,8 +57,8 @@ fn now() -> i64 {
     unsafe { bindings::ktime_get() }
 }
 
-/// How long our notifier computes, in milliseconds.
-static SPIN: Atomic<u32> = Atomic::new(0);
+/// How long our notifier sleeps, in milliseconds.
+static SLEEP: Atomic<u32> = Atomic::new(0);
 
 /// Whether somebody holds `rtnl_lock` through `hold_rtnl`.
 static HELD: Atomic<bool> = Atomic::new(false);
@@ -136,10 +137,11 @@ unsafe extern "C" fn count(
     _action: c_ulong,
     _data: *mut c_void,
 ) -> c_int {
-    let start = now();
-    AT.store(start, Relaxed);
-    while now() - start < i64::from(SPIN.load(Relaxed)) * 1_000_000 {
-        cpu_relax();
+    AT.store(now(), Relaxed);
+    let sleep = SLEEP.load(Relaxed);
+    if sleep > 0 {
+        // SAFETY: A vmfork notifier may sleep.
+        unsafe { bindings::msleep(sleep) };
     }
     let _rtnl = Rtnl::lock();
     COUNT.fetch_add(1, Relaxed);
@@ -186,6 +188,65 @@ fn notify(reader: &mut UserSliceReader) -> Result {
     // SAFETY: We may sleep, and hold no lock.
     unsafe { bindings::acpi_os_wait_events_complete() };
     Ok(())
+}
+
+/// How often the work of `work_on` was done.
+static WORKED: Atomic<u32> = Atomic::new(0);
+
+/// Work that does nothing, of which one at a time is queued.
+#[pin_data(PinnedDrop)]
+struct Work {
+    #[pin]
+    work: Opaque<bindings::work_struct>,
+}
+
+// SAFETY: The kernel's functions for a work item may be called from any thread.
+unsafe impl Send for Work {}
+// SAFETY: As above.
+unsafe impl Sync for Work {}
+
+impl Work {
+    fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            work <- Opaque::ffi_init(|slot| {
+                // SAFETY: The initializer can write to `slot`, which stays where it is; the name is
+                // a C string, and the key is static.
+                unsafe {
+                    bindings::init_work_with_key(
+                        slot,
+                        Some(worked),
+                        false,
+                        c"vmforks".as_char_ptr(),
+                        kernel::static_lock_class!().as_ptr(),
+                    )
+                };
+            }),
+        })
+    }
+
+    fn queue_on(&self, reader: &mut UserSliceReader) -> Result {
+        let cpu = number(reader)?;
+        // SAFETY: The work is initialized, and is cancelled before it goes.
+        unsafe {
+            bindings::queue_work_on(cpu as c_int, bindings::system_percpu_wq, self.work.get())
+        };
+        Ok(())
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Work {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: The work is initialized, and we may sleep.
+        unsafe { bindings::cancel_work_sync(self.work.get()) };
+    }
+}
+
+/// # Safety
+///
+/// To be called by a worker.
+unsafe extern "C" fn worked(_work: *mut bindings::work_struct) {
+    WORKED.fetch_add(1, Relaxed);
 }
 
 /// How long the handlers of ACPI's interrupt took at least.
@@ -289,7 +350,9 @@ struct VmForks {
     #[pin]
     _hold_rtnl: File<()>,
     #[pin]
-    _spin: File<()>,
+    _sleep: File<()>,
+    #[pin]
+    _work_on: File<Work>,
     #[pin]
     _notify: File<()>,
     #[pin]
@@ -318,13 +381,21 @@ impl kernel::InPlaceModule for VmForks {
                 &|(): &(), f: &mut fmt::Formatter<'_>| writeln!(f, "{}", HELD.load(Relaxed)),
                 &|(): &(), reader: &mut UserSliceReader| hold_rtnl(reader),
             ),
-            _spin <- dir.write_callback_file(
-                c"spin",
+            _sleep <- dir.write_callback_file(
+                c"sleep",
                 (),
                 &|(): &(), reader: &mut UserSliceReader| {
-                    SPIN.store(number(reader)?, Relaxed);
+                    SLEEP.store(number(reader)?, Relaxed);
                     Ok(())
                 },
+            ),
+            _work_on <- dir.read_write_callback_file(
+                c"work_on",
+                Work::new(),
+                &|_: &Work, f: &mut fmt::Formatter<'_>| {
+                    writeln!(f, "{}", WORKED.load(Relaxed))
+                },
+                &|work: &Work, reader: &mut UserSliceReader| work.queue_on(reader),
             ),
             _notify <- dir.write_callback_file(
                 c"notify",

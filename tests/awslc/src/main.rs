@@ -46,8 +46,7 @@ mod ube {
 /// Wait until AWS-LC sees another generation, and write down what it gives then
 #[derive(Parser)]
 struct Args {
-    /// Where: a line "generation OLD NEW", "reseeds N", then lines "draw HEX" and
-    /// "hello HEX"
+    /// Where: a line "generation OLD NEW", then lines "draw HEX" and "hello HEX"
     #[arg(long)]
     out: PathBuf,
     /// How many times 16 bytes to draw
@@ -56,9 +55,6 @@ struct Args {
     /// How many TLS clients to begin
     #[arg(long, default_value_t = 3)]
     hellos: usize,
-    /// A file with the number of reseeds, to be read when the generation has changed
-    #[arg(long)]
-    reseeds: Option<PathBuf>,
     /// Do not wait for AWS-LC, but for this file to be there
     #[arg(long)]
     until: Option<PathBuf>,
@@ -146,12 +142,10 @@ fn main() -> Result<()> {
             }
         }
     }
-    let reseeds = args.reseeds.as_ref().map(fs::read_to_string).transpose()?;
     for bytes in &mut draws {
         *bytes = draw()?;
     }
     writeln!(out, "generation {last} {}", ube::generation())?;
-    writeln!(out, "reseeds {}", reseeds.as_deref().unwrap_or("?").trim())?;
     for bytes in draws {
         writeln!(out, "draw {}", hex(&bytes))?;
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Many who look at the counter at once, each of whom checks that the kernel
-//! was reseeded before anybody could learn of a change.
+//! Many threads that look at the counter at once. Each checks that the kernel was reseeded before
+//! it learned of a change.
 
 use crate::{NODE, sys};
 use anyhow::{Context, bail, ensure};
@@ -11,13 +11,10 @@ use rustix::{
     mm::{MapFlags, ProtFlags},
 };
 use std::{
-    sync::atomic::{AtomicU32, Ordering::SeqCst},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst},
     thread,
     time::Duration,
 };
-
-/// How many times the vmfork notifiers were called, by our test module.
-const COUNT: &str = "/sys/kernel/debug/vmforks/count";
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -31,8 +28,7 @@ pub struct Args {
     /// them
     #[arg(long)]
     poll_again: Option<u32>,
-    /// The counter grows by one, and waits for all of us each time: so each
-    /// value is a reseed
+    /// The counter grows by one, and waits for all of us each time
     #[arg(long)]
     steps: bool,
 }
@@ -40,53 +36,48 @@ pub struct Args {
 /// What is known before the first change.
 struct Start {
     counter: u32,
-    count: u32,
     steps: bool,
+    /// How often the kernel had been reseeded when all threads had seen `counter`; with `steps`,
+    /// the last value that all have seen.
+    reseeds: AtomicU64,
 }
 
 impl Start {
-    /// Who has learned that the counter is `value`, or later, sees this many
-    /// reseeds at least.
-    fn check(&self, who: &str, value: u32, count: &OwnedFd) -> anyhow::Result<()> {
-        let expected = if self.steps {
-            value - self.counter
-        } else {
-            (value != self.counter).into()
-        };
-        let count = read_count(count)? - self.count;
+    /// A thread that has learned of another value finds the kernel reseeded since the last one.
+    fn check(&self, who: &str, value: u32) -> anyhow::Result<()> {
+        let before = self.reseeds.load(SeqCst);
+        let reseeds = sys::reseeds()?;
         ensure!(
-            count >= expected,
-            "{who} learns of {value}, after {count} reseeds of {expected}"
+            reseeds > before,
+            "{who} learns of {value}, and the kernel has been reseeded {reseeds} times, as before"
         );
         Ok(())
     }
-}
 
-pub fn read_count(file: &OwnedFd) -> anyhow::Result<u32> {
-    let mut bytes = [0; 16];
-    let len = rustix::io::pread(file, &mut bytes, 0).context("read the count")?;
-    let text = std::str::from_utf8(&bytes[..len])?;
-    Ok(text.trim().parse()?)
+    /// All threads have seen the same value.
+    fn all_have_seen(&self, value: u32) -> anyhow::Result<()> {
+        if self.steps || value == self.counter {
+            self.reseeds.store(sys::reseeds()?, SeqCst);
+        }
+        println!("all at {value}");
+        Ok(())
+    }
 }
 
 fn open() -> anyhow::Result<OwnedFd> {
     sys::open(NODE).with_context(|| format!("open {NODE}"))
 }
 
-pub fn open_count() -> anyhow::Result<OwnedFd> {
-    sys::open(COUNT).with_context(|| format!("open {COUNT}"))
-}
-
 /// Reads without end.
 fn reader(start: &Start, seen: &AtomicU32) -> anyhow::Result<()> {
-    let (file, count) = (open()?, open_count()?);
+    let file = open()?;
     let mut last = start.counter;
     loop {
         // The scheduler's turns are long where everybody is busy.
         for _ in 0..100 {
             let value = sys::read(&file).context("read")?;
             if value != last {
-                start.check("a reader", value, &count)?;
+                start.check("a reader", value)?;
                 ensure!(value > last, "a reader sees {value} after {last}");
                 last = value;
             }
@@ -98,7 +89,7 @@ fn reader(start: &Start, seen: &AtomicU32) -> anyhow::Result<()> {
 
 /// Waits until the counter is another one, without end.
 fn poller(start: &Start, again: Option<u32>, seen: &AtomicU32) -> anyhow::Result<()> {
-    let (file, count) = (open()?, open_count()?);
+    let file = open()?;
     let mut last = sys::read(&file).context("read")?;
     let again = again.map(|again| Timespec {
         tv_sec: 0,
@@ -115,23 +106,22 @@ fn poller(start: &Start, again: Option<u32>, seen: &AtomicU32) -> anyhow::Result
             "poll says {:?}",
             fds[0].revents()
         );
-        start.check("a poller", last + 1, &count)?;
+        start.check("a poller", last + 1)?;
         let value = sys::read(&file).context("read")?;
         ensure!(value > last, "poll says readable, read says {value} again");
         last = value;
     }
 }
 
-/// Says "ready", then one line for each value that everybody has seen, with the
-/// number of reseeds until then. Who sees something wrong says so, and all end.
+/// Says one line for each value that all threads have seen. One that sees something wrong says so,
+/// and all end.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     // Some time is for others.
     rustix::process::nice(19).context("nice")?;
-    let count = open_count()?;
     let start = Start {
         counter: sys::read(&open()?).context("read")?,
-        count: read_count(&count)?,
         steps: args.steps,
+        reseeds: AtomicU64::new(sys::reseeds()?),
     };
     let seen: Vec<_> = (0..args.readers + args.pollers)
         .map(|_| AtomicU32::new(start.counter.wrapping_sub(1)))
@@ -149,10 +139,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         loop {
             let value = seen[0].load(SeqCst);
             if value != last && seen.iter().all(|seen| seen.load(SeqCst) == value) {
-                match read_count(&count) {
-                    Ok(count) => println!("all at {value}: {} reseeds", count - start.count),
-                    Err(err) => end_all(Err(err)),
-                }
+                end_all(start.all_have_seen(value));
                 last = value;
             }
             thread::sleep(Duration::from_millis(5));

@@ -5,7 +5,7 @@
 
 use crate::{
     NODE,
-    machine::{Masked, change},
+    machine::{Masked, change, within_a_minute},
     sys,
     wait::{Epoll, LONG, Said},
     warm,
@@ -285,6 +285,8 @@ fn notification(rounds: u32) -> anyhow::Result<()> {
         let before = vmforks("count")?;
         change()?;
         fs::write(format!("{VMFORKS}/notify"), "1").context("notify")?;
+        // The notifiers are called from a work item.
+        within_a_minute("the notifiers", || Ok(vmforks("count")? != before))?;
         ensure!(vmforks("count")? == before + 1, "it was not reseeded once");
         least = least.min(vmforks("took")?);
     }

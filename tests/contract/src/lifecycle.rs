@@ -4,7 +4,7 @@
 
 use crate::{
     NODE,
-    machine::{self, Device, Log, Masked, a_while, change, storm},
+    machine::{self, Device, Log, Masked, a_while, change, reseeded_by, storm},
     promises::{counter, fails, open, same},
     sys::{self, Map},
     wait::{Said, expect, woken},
@@ -41,11 +41,17 @@ pub fn changes_while_unbound_reseed_once_at_bind() -> anyhow::Result<()> {
         change()?;
         a_while();
     }
-    same("reseeds while unbound", log.reseeds()?, 0)?;
-    device.bind()?;
-    // They are caught at bind, in one.
-    same("reseeds at bind", log.reseeds()?, 1)?;
+    let ours = machine::name() == "vmgenid";
+    if ours {
+        same("reseeds while unbound", log.reseeds()?, 0)?;
+    }
+    reseeded_by("bind", || device.bind())?;
+    // They are caught at bind, in one; what the kernel's own driver says meanwhile is its own.
+    if ours {
+        log.expect_reseeds(1)?;
+    }
     let file = open()?;
+    log.skip()?;
     change()?;
     log.await_reseed()?;
     expect(&file, Said::Readable)
@@ -60,13 +66,12 @@ pub fn no_reseed_after_the_unbind() -> anyhow::Result<()> {
         log.await_reseed()?;
         log.await_reseed()?;
         device.unbind()?;
+        // The notifiers may be called yet for what was published before.
+        a_while();
         log.reseeds()?;
         a_while();
         let late = log.reseeds()?;
-        ensure!(
-            late == 0,
-            "round {round}: {late} reseeds after the unbind has returned"
-        );
+        ensure!(late == 0, "round {round}: {late} reseeds after the unbind");
         device.bind()?;
     }
     drop(storm);
@@ -90,7 +95,7 @@ pub fn the_driver_override_decides() -> anyhow::Result<()> {
     fails("open", sys::open(NODE), Errno::NOENT)?;
     change()?;
 
-    device.set_override("vmgenid")?;
+    device.set_override(machine::name())?;
     device.bind()?;
     counter(&open()?)?;
     device.unbind()?;
@@ -144,15 +149,22 @@ pub fn the_module_stays_while_it_is_in_use() -> anyhow::Result<()> {
 pub fn changes_while_unloaded_do_nothing() -> anyhow::Result<()> {
     let mut log = Log::from_now_on()?;
     machine::unload().context("rmmod")?;
+    a_while();
+    log.skip()?;
     for _ in 0..3 {
         change()?;
         a_while();
     }
-    machine::load()?;
+    if machine::name() == "vmgenid" {
+        same("reseeds while unloaded", log.reseeds()?, 0)?;
+    }
+    // As good as one that was loaded before the restore.
+    reseeded_by("insmod", machine::load)?;
     let file = open()?;
+    // What it finds when it is loaded may be of a restore: it is a change, too.
     counter(&file)?;
-    // What it finds when it is loaded is its first ID.
-    same("reseeds", log.reseeds()?, 0)?;
+    a_while();
+    log.skip()?;
     let value = change()?;
     log.await_reseed()?;
     expect(&file, Said::Readable)?;
@@ -232,15 +244,7 @@ pub fn look() -> anyhow::Result<u32> {
     let file = open()?;
     let map = Map::readonly(&file)?;
     let before = map.load(0);
-    let mut read = sys::read(&file);
-    // What is late comes true when the machine has time for it.
-    machine::within_a_minute("the kernel is reseeded", || {
-        if machine::is_late(&read) {
-            read = sys::read(&file);
-        }
-        Ok(!machine::is_late(&read))
-    })?;
-    let (read, after) = (read?, map.load(0));
+    let (read, after) = (sys::read(&file)?, map.load(0));
     ensure!(
         (before..=after).contains(&read),
         "read {read} between {before} and {after}"

@@ -3,6 +3,7 @@
 //! The machine that a test runs in: the device and its driver, what the kernel
 //! says, and the host, which changes the counter when it is asked to.
 
+use crate::sys;
 use anyhow::{Context, bail, ensure};
 use rustix::{io::Errno, rand::GetRandomFlags};
 use std::{
@@ -28,7 +29,7 @@ const RESEEDED: &str = "crng reseeded due to virtual machine fork";
 
 /// The module's name, as it has it itself: another one where the kernel's own driver
 /// is built in.
-fn name() -> &'static str {
+pub fn name() -> &'static str {
     static NAME: OnceLock<&str> = OnceLock::new();
     NAME.get_or_init(|| {
         let file = fs::read(MODULE).unwrap_or_default();
@@ -43,12 +44,6 @@ fn name() -> &'static str {
 /// The driver's folder in sysfs.
 pub fn driver() -> String {
     format!("/sys/bus/platform/drivers/{}", name())
-}
-
-/// Whether a read can end without the counter: where the kernel's own driver reseeds,
-/// and is not done within a second.
-pub fn is_late<T>(read: &rustix::io::Result<T>) -> bool {
-    matches!(read, Err(Errno::TIMEDOUT)) && name() == "vmgenctr"
 }
 
 /// Has the host change the counter. Returns its new value, which is in memory;
@@ -104,6 +99,23 @@ pub fn within_a_minute(
         thread::sleep(Duration::from_millis(1));
     }
     Ok(())
+}
+
+/// Does something that must not end before the kernel's generator has been reseeded.
+///
+/// A reseed that the kernel does by itself at that moment hides one that is missing: it comes
+/// every few seconds where the kernel is young, every minute later.
+pub fn reseeded_by<T>(what: &str, act: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let before = sys::reseeds()?;
+    let result = act().with_context(|| what.to_string())?;
+    ensure!(sys::reseeds()? != before, "{what}: no reseed by then");
+    Ok(result)
+}
+
+/// How many of these IDs, for which notifications were held back while the driver published each,
+/// `add_vmfork_randomness()` is called for: the kernel's own driver learns of the last one only.
+pub fn told_of(ids: usize) -> usize {
+    if name() == "vmgenctr" { 1 } else { ids }
 }
 
 /// Time enough for a notification to arrive, or for anything else that must not
@@ -181,6 +193,24 @@ impl Log {
     /// Waits until it was reseeded once more, by the notification.
     pub fn await_reseed(&mut self) -> anyhow::Result<()> {
         within_a_minute("a reseed", || Ok(self.reseeds()? > 0))
+    }
+
+    /// Waits until it has said so `expected` times, and a while longer: it must not say so once
+    /// more. What says it is `add_vmfork_randomness()`, which our driver calls from a work item
+    /// after an ID is published, and the kernel's own when it is notified.
+    pub fn expect_reseeds(&mut self, expected: usize) -> anyhow::Result<()> {
+        let mut count = 0;
+        within_a_minute("the reseeds in the log", || {
+            count += self.reseeds()?;
+            Ok(count >= expected)
+        })?;
+        a_while();
+        count += self.reseeds()?;
+        ensure!(
+            count == expected,
+            "{count} reseeds in the log, not {expected}"
+        );
+        Ok(())
     }
 }
 

@@ -3,7 +3,6 @@
 //! What the tests run in the guest: the promises of `/dev/vmgenid`, one test
 //! each, and the programs that a restore happens to.
 
-mod awaited;
 mod button;
 mod contend;
 mod cost;
@@ -34,7 +33,12 @@ enum Program {
     /// Print the counter, by read and by mapping
     Counter,
     /// Print the counter by mapping alone, without the barrier
-    Peek,
+    Peek {
+        #[arg(long, default_value = NODE)]
+        node: String,
+    },
+    /// Print how often the kernel's generator has been reseeded, for whatever reason
+    Reseeds,
     /// List the promises
     List {
         /// Those for which the host has to change the counter
@@ -43,9 +47,6 @@ enum Program {
         /// Those of /dev/sysgenid, for which it has to, too
         #[arg(long, conflicts_with = "changes")]
         sysgenid: bool,
-        /// Those of the barrier where the kernel's own driver reseeds
-        #[arg(long, conflicts_with_all = ["changes", "sysgenid"])]
-        awaited: bool,
     },
     /// Test one promise
     Promise { name: String },
@@ -109,16 +110,12 @@ enum Program {
 fn main() -> ExitCode {
     let result = match Program::parse() {
         Program::Counter => counter(),
-        Program::Peek => peek(),
-        Program::List {
-            changes,
-            sysgenid,
-            awaited,
-        } => {
-            let list = match (changes, sysgenid, awaited) {
-                (true, ..) => promises::CHANGES,
-                (_, true, _) => promises::SYSGENID,
-                (.., true) => promises::AWAITED,
+        Program::Peek { node } => peek(&node),
+        Program::Reseeds => sys::reseeds().map(|reseeds| println!("{reseeds}")),
+        Program::List { changes, sysgenid } => {
+            let list = match (changes, sysgenid) {
+                (true, _) => promises::CHANGES,
+                (_, true) => promises::SYSGENID,
                 _ => promises::ALL,
             };
             for (name, _) in list {
@@ -162,8 +159,8 @@ fn counter() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn peek() -> anyhow::Result<()> {
-    let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
+fn peek(node: &str) -> anyhow::Result<()> {
+    let file = sys::open(node).with_context(|| format!("open {node}"))?;
     println!(
         "mapped {}",
         sys::Map::readonly(&file).context("mmap")?.load(0)

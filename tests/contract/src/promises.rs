@@ -5,7 +5,7 @@
 //! does not change meanwhile.
 
 use crate::{
-    NODE, awaited, library, lifecycle,
+    NODE, library, lifecycle,
     machine::{self, Device},
     poll,
     sys::{self, Map, page},
@@ -96,8 +96,8 @@ promises! { CHANGES:;
         a_look_is_enough_to_reseed
         a_notification_wakes_who_waits
         without_a_notification_nobody_is_woken
-        an_interrupt_for_others_wakes_nobody
-        edge_triggered_epoll_tells_each_notification_once
+        an_interrupt_for_others_wakes_nobody_too_early
+        edge_triggered_epoll_tells_each_change
         level_triggered_epoll_tells_until_it_is_read
         io_uring_reads_a_changed_counter
         io_uring_reads_what_changed_before_the_open
@@ -112,20 +112,6 @@ promises! { CHANGES:;
         changes_while_unloaded_do_nothing
         a_stale_node_is_refused
         many_rebinds_under_a_storm
-    }
-}
-
-// Promises of the barrier where the kernel's own driver is built in.
-promises! { AWAITED:;
-    awaited {
-        a_read_returns_after_the_kernels_reseed
-        a_read_without_a_reseed_times_out
-        a_read_that_must_not_wait_is_eagain
-        a_signal_ends_the_wait
-        a_late_reseed_ends_the_wait
-        io_uring_waits_for_the_reseed
-        an_unbind_ends_the_wait
-        a_storm_ends_with_the_last_counter
     }
 }
 
@@ -154,7 +140,6 @@ pub fn run(name: &str) -> anyhow::Result<()> {
     let (_, promise) = ALL
         .iter()
         .chain(CHANGES)
-        .chain(AWAITED)
         .chain(SYSGENID)
         .find(|(each, _)| *each == name)
         .with_context(|| format!("no such promise: {name}"))?;

@@ -8,7 +8,7 @@
 use crate::{
     NODE,
     lifecycle::look,
-    machine::{self, Device, is_late},
+    machine::{self, Device},
     sys::{self, Map, Uring, page},
     wait::{Epoll, Said, by_poll},
 };
@@ -84,7 +84,7 @@ const MOMENT: Timespec = Timespec {
 struct Board(Map);
 
 impl Board {
-    const WORDS: usize = 4;
+    const WORDS: usize = 3;
     const SIZE: usize = 4096;
 
     fn open(path: &PathBuf) -> anyhow::Result<Self> {
@@ -146,11 +146,6 @@ impl Seat {
     /// A node that was not there.
     fn absent(&self) {
         self.board.count(self.number, 2).fetch_add(1, Relaxed);
-    }
-
-    /// A read that ended because nobody had reseeded yet.
-    fn late(&self) {
-        self.board.count(self.number, 3).fetch_add(1, Relaxed);
     }
 }
 
@@ -248,10 +243,6 @@ fn reads(
         }
         let before = map.load(0);
         match read(&file) {
-            late if is_late(&late) => {
-                seat.late();
-                continue;
-            }
             Ok(value) => ensure!(
                 (before..=map.load(0)).contains(&value),
                 "{value} between {before} and {}",
@@ -300,10 +291,6 @@ fn follow(seat: &Seat, file: &OwnedFd, said: Said, last: &mut u32) -> anyhow::Re
         Said::Nothing => {}
         Said::Gone => return gone_for_good(seat, file).map(|()| false),
         Said::Readable => match sys::read(file) {
-            late if is_late(&late) => {
-                seat.late();
-                return Ok(seat.go_on());
-            }
             Ok(value) if *last < value => *last = value,
             Ok(value) => bail!("it was readable, but {value} is what was read last"),
             Err(Errno::NODEV) => return gone_for_good(seat, file).map(|()| false),
@@ -319,10 +306,6 @@ fn first(seat: &Seat, file: &OwnedFd) -> anyhow::Result<Option<u32>> {
     match sys::read(file) {
         Ok(value) => Ok(Some(value)),
         Err(Errno::NODEV) => gone_for_good(seat, file).map(|()| None),
-        late if is_late(&late) => {
-            seat.late();
-            Ok(None)
-        }
         Err(errno) => Err(errno).context("read"),
     }
 }
@@ -376,7 +359,6 @@ fn forks(seat: &Seat, file: OwnedFd) -> anyhow::Result<()> {
     let before = map.load(0);
     let child = || match sys::read(&file) {
         Ok(value) => (before..=map.load(0)).contains(&value),
-        late if is_late(&late) => true,
         Err(errno) => errno == Errno::NODEV && map.load(0) >= before,
     };
     ensure!(sys::forked(child)?, "the child was told something else");
@@ -456,11 +438,11 @@ impl Processes {
     fn report(&self) -> anyhow::Result<()> {
         for (n, (kind, _)) in KINDS.iter().enumerate() {
             let seats = (0..self.children.len()).filter(|seat| seat % KINDS.len() == n);
-            let [did, gone, absent, late] = self.board.sum(seats);
-            println!("{kind}: {did} calls, {gone} files gone, {absent} times no node, {late} late");
+            let [did, gone, absent] = self.board.sum(seats);
+            println!("{kind}: {did} calls, {gone} files gone, {absent} times no node");
             ensure!(did > 0 || self.children.len() <= n, "{kind} did nothing");
         }
-        let [_, gone, absent, _] = self.sum();
+        let [_, gone, absent] = self.sum();
         ensure!(gone > 0, "no process met an unbind");
         ensure!(absent > 0, "no process met a missing node");
         Ok(())
@@ -526,9 +508,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn tell(start: Instant, done: &Done, processes: &Processes) {
-    let [did, gone, absent, late] = processes.sum();
+    let [did, gone, absent] = processes.sum();
     println!(
-        "{} s: {} unbind/bind, {} rmmod/insmod ({} refused); {did} calls, {gone} files gone, {absent} times no node, {late} late",
+        "{} s: {} unbind/bind, {} rmmod/insmod ({} refused); {did} calls, {gone} files gone, {absent} times no node",
         start.elapsed().as_secs(),
         done.binds,
         done.loads,

@@ -4,6 +4,7 @@
 //! `unsafe` of this crate is here.
 #![expect(unsafe_code, reason = "bad pointers and mappings are the subject")]
 
+use anyhow::Context as _;
 use io_uring::{opcode, squeue, types};
 use rustix::{
     event::{FdSetElement, FdSetIter, PollFlags, Timespec, fd_set_insert, fd_set_num_elements},
@@ -17,7 +18,10 @@ use std::{
     ffi::c_void,
     os::fd::{AsRawFd, OwnedFd},
     ptr,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
 };
 
 pub fn open(path: &str) -> Result<OwnedFd> {
@@ -143,6 +147,27 @@ pub fn getrandom_vdso(bytes: &mut [u8]) -> Result<usize> {
     answer(unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) })
 }
 
+/// How many times the kernel's generator has been reseeded, plus one, whatever the reason was:
+/// the generation that the vDSO's `getrandom` compares (`struct vdso_rng_data`).
+///
+/// A kernel that is younger than two minutes reseeds every few seconds by itself.
+pub fn reseeds() -> anyhow::Result<u64> {
+    /// `VDSO_RNG_PAGE_OFFSET` of `include/vdso/datapage.h`.
+    const PAGE: usize = 2;
+    static AT: OnceLock<usize> = OnceLock::new();
+    if AT.get().is_none() {
+        let maps = std::fs::read_to_string("/proc/self/maps")?;
+        let vvar = maps.lines().find(|line| line.ends_with("[vvar]"));
+        let start = vvar.and_then(|line| line.split('-').next());
+        let start = usize::from_str_radix(start.context("no vDSO data")?, 16)?;
+        let _ = AT.set(start + PAGE * page());
+    }
+    let at = AT.get().context("no vDSO data")?;
+    // SAFETY: The kernel maps these pages, readable, for as long as the process lives, and stores
+    // the word atomically.
+    Ok(unsafe { &*(*at as *const AtomicU64) }.load(Ordering::Acquire))
+}
+
 /// The guest's monotonic clock, in nanoseconds.
 pub fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
@@ -222,19 +247,9 @@ pub fn fork(child: impl FnOnce() -> bool) -> Result<Pid> {
 
 /// Has a signal interrupt what waits, without being restarted, and do nothing else.
 pub fn let_interrupt(signal: Signal) -> Result<()> {
-    on_signal(signal, 0)
-}
-
-/// The same, but what can be restarted is.
-pub fn let_restart(signal: Signal) -> Result<()> {
-    on_signal(signal, libc::SA_RESTART)
-}
-
-fn on_signal(signal: Signal, flags: i32) -> Result<()> {
     extern "C" fn nothing(_: i32) {}
     // SAFETY: All zeros is a valid `sigaction`: no flags, an empty mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_flags = flags;
     action.sa_sigaction = nothing as *const () as usize;
     // SAFETY: The action is valid, and its handler does nothing.
     answer(unsafe { libc::sigaction(signal.as_raw(), &action, ptr::null_mut()) } as isize).map(drop)

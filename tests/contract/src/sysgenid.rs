@@ -5,10 +5,12 @@
 //! asked to.
 
 use crate::{
-    machine::{Device, Log, Masked, a_while, change, unload, within_a_minute},
+    machine::{
+        Device, Log, Masked, a_while, change, reseeded_by, told_of, unload, within_a_minute,
+    },
     promises::{fails, same},
     sys::{self, Map, page},
-    wait::{Epoll, LONG, NOW, Said, expect, woken},
+    wait::{Epoll, LONG, NOW, Said, by_poll, expect, woken},
 };
 use anyhow::{Context, ensure};
 use rustix::{
@@ -176,32 +178,39 @@ pub fn the_page_changes_after_the_reseed() -> anyhow::Result<()> {
     let mut log = Log::from_now_on()?;
     let masked = Masked::new()?;
     let mut expected = map.load(0);
-    // By a read of the other node, by a look at this one.
-    let file = open_to_write()?;
-    let looks: [(&str, &dyn Fn() -> anyhow::Result<()>); 3] = [
+    // By a read of the other node, and by each call on this one. A file that is opened now knows
+    // the count as it is: its read waits for the next.
+    let nonblock = open_to_write()?;
+    let looks: [(&str, &dyn Fn() -> anyhow::Result<()>); 4] = [
         ("read of the counter", &|| {
             sys::read(&counter).map(drop).map_err(Into::into)
         }),
-        ("read", &|| sys::read(&file).map(drop).map_err(Into::into)),
+        ("read", &|| {
+            sys::read(&open()?).map(drop).map_err(Into::into)
+        }),
+        ("read, O_NONBLOCK", &|| {
+            within_a_minute("read", || match sys::read(&nonblock) {
+                Err(Errno::AGAIN) => Ok(false),
+                read => Ok(read.map(|_| true)?),
+            })
+        }),
         ("poll", &|| {
-            same("poll", crate::wait::by_poll(&file, &NOW)?, Said::Readable)
+            same("poll", by_poll(&nonblock, &LONG)?, Said::Readable)
         }),
     ];
+    let changes = looks.len();
     for (name, look) in looks {
         change()?;
         a_while();
         same("the count, before the reseed", map.load(0), expected)?;
-        same("reseeds before", log.reseeds()?, 0)?;
-        acknowledge(&file, expected)?;
-        look().context(name)?;
+        acknowledge(&nonblock, expected)?;
+        reseeded_by(name, look)?;
         expected = expected.wrapping_add(1);
         same(name, map.load(0), expected)?;
-        same("reseeds", log.reseeds()?, 1)?;
     }
     drop(masked);
-    a_while();
-    same("the count, after the notification", map.load(0), expected)?;
-    same("reseeds", log.reseeds()?, 0)
+    log.expect_reseeds(told_of(changes))?;
+    same("the count, after the notification", map.load(0), expected)
 }
 
 pub fn a_change_is_new_until_it_is_acknowledged() -> anyhow::Result<()> {
@@ -293,17 +302,12 @@ pub fn the_library_uses_it() -> anyhow::Result<()> {
     let mut log = Log::from_now_on()?;
     let before = counter.get();
     change()?;
-    same(
-        "before the barrier",
-        (counter.get(), log.reseeds()?),
-        (before, 0),
-    )?;
-    ensure!(
-        counter.barrier()? != before,
-        "the barrier has changed nothing"
-    );
-    same("reseeds", log.reseeds()?, 1)?;
+    a_while();
+    same("before the barrier", counter.get(), before)?;
+    let after = reseeded_by("the barrier", || Ok(counter.barrier()?))?;
+    ensure!(after != before, "the barrier has changed nothing");
     drop(masked);
+    log.expect_reseeds(1)?;
 
     let device = Device::bound()?;
     let guard = Guard::new(counter.into());
@@ -363,13 +367,16 @@ pub fn an_unbind_reseeds_what_is_due() -> anyhow::Result<()> {
     let mut log = Log::from_now_on()?;
     let masked = Masked::new()?;
     change()?;
+    a_while();
     let before = map.load(0);
     same("reseeds before", log.reseeds()?, 0)?;
-    device.unbind()?;
-    let [after, reseeds] = [map.load(0).wrapping_sub(before) as usize, log.reseeds()?];
+    let unbound = reseeded_by("the unbind", || device.unbind());
+    let changes = map.load(0).wrapping_sub(before);
     device.bind()?;
     drop(masked);
-    same("changes and reseeds", [after, reseeds], [2, 1])
+    unbound?;
+    same("changes", changes, 2)?;
+    log.expect_reseeds(1)
 }
 
 pub fn the_module_stays_while_it_is_mapped() -> anyhow::Result<()> {

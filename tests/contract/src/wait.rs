@@ -134,7 +134,17 @@ fn by_io_uring(file: &OwnedFd, timeout: &Timespec) -> anyhow::Result<Said> {
 }
 
 /// Asks in every way, without waiting; all have to say this.
+///
+/// That a file is readable is waited for: where the generator has to be reseeded first, and that
+/// would sleep, it is so a little later, and `poll` wakes who waits.
 pub fn expect(file: &OwnedFd, expected: Said) -> anyhow::Result<()> {
+    if expected == Said::Readable {
+        let said = by_poll(file, &LONG)?;
+        ensure!(
+            said == expected,
+            "poll: waited for {expected:?}, got {said:?}"
+        );
+    }
     for (name, way) in WAYS {
         let said = way(file, &NOW).context(name)?;
         ensure!(

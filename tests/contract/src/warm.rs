@@ -5,9 +5,7 @@
 //! on it as a library should.
 
 use crate::{
-    NODE,
-    contend::{open_count, read_count},
-    sys,
+    NODE, sys,
     wait::{Epoll, LONG, Said},
 };
 use anyhow::{Context, bail, ensure};
@@ -75,7 +73,6 @@ struct Looker<'a> {
     board: &'a Board,
     file: &'a OwnedFd,
     map: &'a sys::Map,
-    count: OwnedFd,
     out: File,
 }
 
@@ -100,10 +97,10 @@ impl Looker<'_> {
         }
     }
 
-    /// What is so when one has learned of a change: how many reseeds there were, and 32 random
-    /// bytes, which must be in no other clone.
-    fn learn(&self) -> anyhow::Result<(u32, [u8; 32])> {
-        let reseeds = read_count(&self.count)?;
+    /// What is so when one has learned of a change: how often the kernel has been reseeded, and 32
+    /// random bytes, which must be in no other clone.
+    fn learn(&self) -> anyhow::Result<(u64, [u8; 32])> {
+        let reseeds = sys::reseeds()?;
         let mut bytes = [0; 32];
         draw(&mut bytes)?;
         Ok((reseeds, bytes))
@@ -113,7 +110,7 @@ impl Looker<'_> {
     fn note(
         &mut self,
         [from, seen, read, look]: [u32; 4],
-        (reseeds, bytes): (u32, [u8; 32]),
+        (reseeds, bytes): (u64, [u8; 32]),
     ) -> anyhow::Result<()> {
         let name = &self.name;
         let random = hex(&bytes);
@@ -193,7 +190,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             board: &board,
             file: &file,
             map: &map,
-            count: open_count()?,
             out: options
                 .open(&args.out)
                 .with_context(|| format!("open {:?}", args.out))?,

@@ -162,13 +162,7 @@ pub fn trials() -> Result<Vec<Trial>> {
     let with_sysgenid = Shared::new()?;
     let mut guests = BTreeMap::<String, Arc<Shared<Guest>>>::new();
     let mut trials = Vec::new();
-    let mut names = promises::list(&Context::new()?, "contract", &["list", "--changes"])?;
-    names.extend(promises::list(
-        &Context::new()?,
-        "contract",
-        &["list", "--awaited"],
-    )?);
-    for name in names {
+    for name in promises::list(&Context::new()?, "contract", &["list", "--changes"])? {
         let subject = name.split("::").next().unwrap_or_default();
         if !guests.contains_key(subject) {
             guests.insert(subject.into(), Shared::new()?);

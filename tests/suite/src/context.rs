@@ -150,10 +150,88 @@ pub fn wait<T>(what: &str, mut done: impl FnMut() -> Result<Option<T>>) -> Resul
 /// What the kernel says when it was reseeded because of us.
 pub const RESEEDED: &str = "crng reseeded due to virtual machine fork";
 
-/// How many times it has said so.
+/// How many times it has said so. Our driver has `add_vmfork_randomness()` called from a work item,
+/// after an ID is published; beside `vmgenctr` the kernel's own driver calls it when it is notified.
 pub fn reseeds(vm: &Vm) -> Result<usize> {
     let count = vm.shell(&format!("dmesg | grep -c '{RESEEDED}' || true"))?;
     Ok(count.trim().parse()?)
+}
+
+/// Waits until it has said so `expected` times, and a while longer: it must not say so once more.
+pub fn expect_reseeds(vm: &Vm, expected: usize) -> Result<()> {
+    wait(&format!("{expected} reseeds in the log"), || {
+        Ok((reseeds(vm)? >= expected).then_some(()))
+    })?;
+    vm.shell("sleep 0.3")?;
+    let count = reseeds(vm)?;
+    ensure!(
+        count == expected,
+        "expected {expected} reseeds, the kernel's log has {count}"
+    );
+    Ok(())
+}
+
+/// How many times it has said so, once no more lines come.
+pub fn settled_reseeds(vm: &Vm) -> Result<usize> {
+    let mut last = None;
+    wait("the reseeds in the log come to an end", || {
+        let before = last.replace(reseeds(vm)?);
+        vm.shell("sleep 0.5")?;
+        Ok(last.filter(|_| before == last))
+    })
+}
+
+/// How often the kernel's generator has been reseeded, for whatever reason: a young kernel does so
+/// every few seconds by itself.
+pub fn generation(vm: &Vm) -> Result<u64> {
+    Ok(vm.shell("contract reseeds")?.trim().parse()?)
+}
+
+/// What `contract at-once` says of a change.
+#[derive(Debug)]
+pub struct Reply {
+    /// The first call's answer.
+    pub answer: String,
+    /// How long that call took.
+    pub first: Duration,
+    /// How long it took until the counter was read.
+    pub then: Duration,
+    /// What was drawn after that.
+    pub drawn: String,
+}
+
+impl Reply {
+    /// The answer of the first call after the change to this counter, and how long it took.
+    pub fn first(says: &str, value: u32) -> Result<Option<(String, Duration)>> {
+        let start = format!("first {value} ");
+        let Some(first) = says.lines().find_map(|line| line.strip_prefix(&start)) else {
+            return Ok(None);
+        };
+        let (answer, micros) = first.split_once(' ').context("no time")?;
+        let took = Duration::from_micros(micros.parse()?);
+        Ok(Some((answer.into(), took)))
+    }
+
+    /// All of it, once it is there.
+    pub fn of(says: &str, value: u32) -> Result<Option<Self>> {
+        let start = format!("then {value} ");
+        let then = says.lines().find_map(|line| line.strip_prefix(&start));
+        let (Some((answer, first)), Some(then)) = (Self::first(says, value)?, then) else {
+            return Ok(None);
+        };
+        let (micros, drawn) = then.split_once(' ').context("no draw")?;
+        Ok(Some(Self {
+            answer,
+            first,
+            then: Duration::from_micros(micros.parse()?),
+            drawn: drawn.into(),
+        }))
+    }
+}
+
+/// Whether the kernel's own driver is built in, beside ours.
+pub fn is_builtin() -> bool {
+    kernel::is_builtin(&kernel::default())
 }
 
 /// Waits until the kernel's generator is initialized: before that it reseeds

@@ -4,7 +4,7 @@
 
 use crate::{
     clones,
-    context::{Context, await_random, lines, reseeds, wait},
+    context::{Context, await_random, expect_reseeds, lines, reseeds, wait},
     tests,
 };
 use anyhow::{Context as _, Result, ensure};
@@ -207,7 +207,7 @@ fn a_user_reads_maps_and_polls(context: &Context) -> Result<()> {
     })?;
     let counter = as_nobody(&vm, "/tmp/contract counter")?;
     ensure!(counter == "read 43, mapped 43", "nobody sees: {counter}");
-    ensure!(reseeds(&vm)? == 1, "{} reseeds", reseeds(&vm)?);
+    expect_reseeds(&vm, 1)?;
     Ok(())
 }
 
@@ -321,7 +321,7 @@ fn under_stock_qemu_reseeds_are_counted(context: &Context) -> Result<()> {
             Ok((count != before).then_some(count))
         })?;
         ensure!(after == before.wrapping_add(1), "clone {n}: {after}");
-        ensure!(reseeds(&clone)? == 1, "clone {n}: not one reseed");
+        expect_reseeds(&clone, 1).with_context(|| format!("clone {n}"))?;
         draws.insert(as_nobody(&clone, "head -c 32 /dev/urandom | od -An -tx1")?);
         wait("the watcher", || {
             let lines = clone.shell("wc -l </tmp/watch")?;

@@ -4,9 +4,9 @@
 
 use crate::{
     changes::Guest,
-    context::{Context, await_random, driver, genctr, lines, no_splat, scaled, wait},
+    context::{Context, await_random, driver, genctr, generation, lines, no_splat, scaled, wait},
     tests,
-    vmforks::{self, Background, count, expect_count, notify},
+    vmforks::{self, Background, count, expect_count, expect_published, notify, published},
 };
 use anyhow::{Context as _, Result, ensure};
 use std::{
@@ -14,7 +14,7 @@ use std::{
     thread,
 };
 use vm::{
-    Add, Options, Vm,
+    Add, Options, Vm, kernel,
     qapi::qmp::{cont, human_monitor_command, stop},
 };
 
@@ -23,8 +23,7 @@ tests! {
     a_notification_without_an_interrupt_reseeds
     without_it_an_interrupt_for_others_does_nothing
     it_is_there_while_the_device_is_bound
-    what_runs_on_any_cpu_is_held_until_the_reseed
-    a_cpu_that_comes_and_goes_has_its_thread
+    cpus_that_come_and_go_do_not_matter
     a_cpu_in_other_hands_holds_up_nobody
     ten_thousand_other_interrupts_do_nothing
     rtnl_in_other_hands_holds_up_no_interrupt
@@ -38,9 +37,6 @@ tests! {
 const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
 const CPUS_GPE: &str = "/sys/firmware/acpi/interrupts/gpe02";
 
-/// The processes of that name: the threads that reseed, one on each CPU.
-const THREADS: &str = "ps -o pid,comm | awk '$2 ~ /^vmgenid\\// { print $1 }'";
-
 /// The parameter that turns it off.
 const OFF: &str = "early_look=0";
 
@@ -51,9 +47,20 @@ fn options() -> Options {
     }
 }
 
-/// A guest that counts reseeds.
+/// A guest that counts the IDs that are published, and the calls of the notifiers.
 fn boot(context: &Context, options: Options) -> Result<Guest> {
+    let mut options = options;
+    options.parameter.push("sysgenid=1".into());
     vmforks::boot(context, options).map(Guest::new)
+}
+
+/// The pids of the thread of the driver's interrupt handler.
+fn threads(vm: &Vm) -> Result<Vec<String>> {
+    let name = kernel::driver(&kernel::default());
+    lines(
+        vm,
+        &format!("ps -o pid,comm | awk '$2 ~ /^irq.[0-9]+-(s-)?{name}/ {{ print $1 }}'"),
+    )
 }
 
 /// Who shares ACPI's interrupt.
@@ -70,33 +77,42 @@ fn irq(vm: &Vm) -> Result<u32> {
     Ok(irq.trim().parse()?)
 }
 
-/// A change that no interrupt tells of; then one that is for the power button.
-fn change_then_press(guest: &Guest) -> Result<()> {
+/// A change that no interrupt tells of; then one that is for the power button. Returns how many IDs
+/// had been published before.
+fn change_then_press(guest: &Guest) -> Result<u32> {
     guest.vm.shell(&format!("echo mask >{GPE}"))?;
+    let before = published(&guest.vm)?;
     guest.change()?;
-    expect_count(&guest.vm, 0)?;
-    guest.check(&["contract", "button", "--presses", "1"])
+    expect_published(&guest.vm, before)?;
+    guest.check(&["contract", "button", "--presses", "1"])?;
+    Ok(before)
 }
 
+/// Expect that an interrupt of ACPI's that is for another device has the kernel reseeded, and that
+/// nothing is left to do then.
 fn any_interrupt_of_acpi_will_do(context: &Context) -> Result<()> {
     let guest = boot(context, options())?;
-    change_then_press(&guest)?;
-    wait("a reseed", || Ok((count(&guest.vm)? > 0).then_some(())))?;
-    // Nothing is left to do, neither for the next one nor for the notification.
+    let before = change_then_press(&guest)?;
+    expect_published(&guest.vm, before + 1)?;
     guest.check(&["contract", "button", "--presses", "10"])?;
     guest.vm.shell(&format!("echo unmask >{GPE}"))?;
     notify(&guest.vm, 1)?;
+    expect_published(&guest.vm, before + 1)?;
     expect_count(&guest.vm, 1)?;
     no_splat(&guest.vm)
 }
 
+/// Expect that a notification reseeds that no interrupt has announced.
 fn a_notification_without_an_interrupt_reseeds(context: &Context) -> Result<()> {
     let guest = boot(context, options())?;
     guest.vm.shell(&format!("echo mask >{GPE}"))?;
+    let before = published(&guest.vm)?;
     for n in 1..=5 {
         guest.change()?;
+        expect_published(&guest.vm, before + n - 1)?;
         expect_count(&guest.vm, n - 1)?;
         notify(&guest.vm, 1)?;
+        expect_published(&guest.vm, before + n)?;
         expect_count(&guest.vm, n)?;
     }
     no_splat(&guest.vm)
@@ -110,98 +126,41 @@ fn without_it_an_interrupt_for_others_does_nothing(context: &Context) -> Result<
     let guest = boot(context, options)?;
     let sharers = sharers(&guest.vm)?;
     ensure!(sharers == "acpi", "the interrupt is for: {sharers}");
-    change_then_press(&guest)?;
+    let before = change_then_press(&guest)?;
     guest.vm.shell("sleep 1")?;
+    expect_published(&guest.vm, before)?;
     expect_count(&guest.vm, 0)?;
     notify(&guest.vm, 1)?;
+    expect_published(&guest.vm, before + 1)?;
     expect_count(&guest.vm, 1)
 }
 
+/// Expect that the driver shares ACPI's interrupt, and has one thread, a real-time one, while the
+/// device is bound, and neither of them otherwise.
 fn it_is_there_while_the_device_is_bound(context: &Context) -> Result<()> {
     let vm = context.boot(options())?;
-    let (driver, threads) = (driver(), format!("{THREADS} | wc -l"));
-    let device = vm.shell(&format!("basename {driver}/*:*"))?;
+    let (driver, name) = (driver(), kernel::driver(&kernel::default()));
+    let device = vm.shell(&format!("basename {driver}/*[:.]*"))?;
     let device = device.trim();
-    for _ in 0..20 {
-        let said = (sharers(&vm)?, lines(&vm, &threads)?);
-        ensure!(
-            said == ("acpi, vmgenid".into(), vec!["2".into()]),
-            "bound: {said:?}"
-        );
+    for _ in 0..50 {
+        let said = (sharers(&vm)?, threads(&vm)?.len());
+        ensure!(said == (format!("acpi, {name}"), 1), "bound: {said:?}");
         vm.shell(&format!("echo {device} >{driver}/unbind"))?;
-        let said = (sharers(&vm)?, lines(&vm, &threads)?);
-        ensure!(
-            said == ("acpi".into(), vec!["0".into()]),
-            "unbound: {said:?}"
-        );
+        let said = (sharers(&vm)?, threads(&vm)?.len());
+        ensure!(said == ("acpi".into(), 0), "unbound: {said:?}");
         vm.shell(&format!("echo {device} >{driver}/bind"))?;
     }
-    let threads = threads_of(&vm)?;
-    ensure!(threads == ["0 on 0", "1 on 1"], "the threads: {threads:?}");
-    // As urgent as threads of interrupts are: SCHED_FIFO, 50.
-    let stats = format!("for p in $({THREADS}); do cat /proc/$p/stat; done");
-    for stat in lines(&vm, &stats)? {
-        let stat: Vec<_> = stat.split_whitespace().collect();
-        let [priority, policy] = [39, 40].map(|n| stat.get(n).copied().unwrap_or_default());
-        ensure!((priority, policy) == ("50", "1"), "its stat: {stat:?}");
+    for thread in threads(&vm)? {
+        let stat = vm.shell(&format!("cat /proc/{thread}/stat"))?;
+        // SCHED_FIFO.
+        let policy = stat.split_whitespace().nth(40);
+        ensure!(policy == Some("1"), "its stat: {stat}");
     }
     no_splat(&vm)
 }
 
-/// The threads, and which CPUs each may run on.
-fn threads_of(vm: &Vm) -> Result<Vec<String>> {
-    let script = format!(
-        "for p in $({THREADS}); do \
-            awk '/^Name:/ {{ sub(\".*/\", \"\"); name = $0 }} \
-                /^Cpus_allowed_list:/ {{ print name, \"on\", $2 }}' /proc/$p/status; \
-        done | sort"
-    );
-    lines(vm, &script)
-}
-
-/// Whoever computes there, while another CPU reseeds, is there again only after that.
-fn what_runs_on_any_cpu_is_held_until_the_reseed(context: &Context) -> Result<()> {
-    const MS: u64 = 1_000_000;
-    // Less than the kernel lets real-time threads have at a stretch.
-    let (spin, least) = (800, 400);
-    let guest = boot(context, options())?;
-    let vm = &guest.vm;
-    vmforks::spin(vm, spin)?;
-    let mut computing = Vec::new();
-    for mask in [1, 2] {
-        let held = format!("exec taskset {mask} contract held --ms {least}");
-        computing.push(Background::start(vm, &held)?);
-    }
-    for computing in &computing {
-        computing.await_line(vm, "computing")?;
-    }
-    guest.change()?;
-    wait("a reseed", || Ok((count(vm)? == 1).then_some(())))?;
-
-    let began = vmforks::at(vm)?;
-    let ended = began + spin * MS;
-    for computing in computing {
-        wait("who is held", || {
-            let says = computing.says(vm)?;
-            Ok(says.contains("held from").then_some(()))
-        })?;
-        let said = computing.kill(vm)?;
-        let held = |line: &str| -> Option<u64> {
-            let (from, to) = line.strip_prefix("held from ")?.split_once(" to ")?;
-            let (from, to): (u64, u64) = (from.parse().ok()?, to.parse().ok()?);
-            Some(to.min(ended).saturating_sub(from.max(began)))
-        };
-        let held = said.lines().filter_map(held).max().unwrap_or_default();
-        ensure!(
-            held >= least * MS,
-            "held for {held} ns of the reseed, which began at {began}: {said}"
-        );
-    }
-    no_splat(vm)
-}
-
-/// One that comes online after the driver, one that was offline, and who is left meanwhile.
-fn a_cpu_that_comes_and_goes_has_its_thread(context: &Context) -> Result<()> {
+/// Expect that the early look is there whichever CPUs are online.
+fn cpus_that_come_and_go_do_not_matter(context: &Context) -> Result<()> {
     let options = Options {
         smp: Some(3),
         append: vec!["maxcpus=2".into()],
@@ -209,54 +168,42 @@ fn a_cpu_that_comes_and_goes_has_its_thread(context: &Context) -> Result<()> {
     };
     let guest = boot(context, options)?;
     let vm = &guest.vm;
-    let turn = |cpu: u32, on: u32| {
+    let before = published(vm)?;
+    for (n, (cpu, on)) in [(2, 1), (1, 0), (2, 0), (1, 1), (2, 1)].iter().enumerate() {
         vm.shell(&format!(
             "echo {on} >/sys/devices/system/cpu/cpu{cpu}/online"
-        ))
-    };
-    let expect = |expected: &[&str]| {
-        let threads = threads_of(vm)?;
-        ensure!(threads == expected, "the threads: {threads:?}");
-        Ok(())
-    };
-    expect(&["0 on 0", "1 on 1"])?;
-    turn(2, 1)?;
-    let all = ["0 on 0", "1 on 1", "2 on 2"];
-    expect(&all)?;
-
-    for n in 1..=5 {
-        turn(1, 0)?;
+        ))?;
         guest.change()?;
-        wait("a reseed", || Ok((count(vm)? == 2 * n - 1).then_some(())))?;
-        turn(1, 1)?;
-        expect(&all)?;
-        guest.change()?;
-        wait("a reseed", || Ok((count(vm)? == 2 * n).then_some(())))?;
+        expect_published(vm, before + n as u32 + 1)?;
+        let threads = threads(vm)?;
+        ensure!(threads.len() == 1, "the threads: {threads:?}");
     }
     no_splat(vm)
 }
 
-/// Whose thread never comes to run there, because of what is more urgent.
+/// Expect that a CPU which a real-time process has to itself holds up neither a reseed nor an unbind.
 fn a_cpu_in_other_hands_holds_up_nobody(context: &Context) -> Result<()> {
     let guest = boot(context, options())?;
     let vm = &guest.vm;
     // Where ACPI's own thread would be starved, nobody can unbind anything of it. The
     // interrupt moves with the next one.
     vm.shell(&format!("echo 1 >/proc/irq/{}/smp_affinity", irq(vm)?))?;
+    let before = published(vm)?;
     let reseeds = |expected| {
         guest.change()?;
-        wait("a reseed", || Ok((count(vm)? == expected).then_some(())))
+        expect_count(vm, expected)
     };
     reseeds(1)?;
     let urgent = Background::start(vm, "exec taskset 2 contract held --ms 3600000 --fifo 99")?;
     urgent.await_line(vm, "computing")?;
     reseeds(2)?;
+    expect_published(vm, before + 2)?;
 
     let driver = driver();
     let rebinding = Background::start(
         vm,
         &format!(
-            "device=$(basename {driver}/*:*); \
+            "device=$(basename {driver}/*[:.]*); \
              echo $device >{driver}/unbind && echo $device >{driver}/bind && echo done"
         ),
     )?;
@@ -279,7 +226,8 @@ fn ten_thousand_other_interrupts_do_nothing(context: &Context) -> Result<()> {
         &guest.vm,
         "exec contract contend --steps --readers 8 --pollers 8",
     )?;
-    others.await_line(&guest.vm, "all at 42: 0 reseeds")?;
+    others.await_line(&guest.vm, "all at 42")?;
+    let known = published(&guest.vm)?;
 
     let presses = scaled(10_000).to_string();
     let came = |vm: &Vm| -> Result<u16> {
@@ -315,37 +263,42 @@ fn ten_thousand_other_interrupts_do_nothing(context: &Context) -> Result<()> {
         button.join().expect("panicked")
     })?;
     expect_count(&guest.vm, 0)?;
+    expect_published(&guest.vm, known)?;
 
     // All are there yet, and so is the next change.
     guest.change()?;
-    others.await_line(&guest.vm, "all at 43: 1 reseeds")?;
+    others.await_line(&guest.vm, "all at 43")?;
+    expect_published(&guest.vm, known + 1)?;
     others.kill(&guest.vm)?;
     no_splat(&guest.vm)
 }
 
-/// Who reseeds waits for `rtnl_lock`; an interrupt that is masked meanwhile would be
-/// nobody's power button.
+/// Expect that ACPI's interrupt, and the thread that it wakes, go on while the vmfork notifiers wait
+/// for `rtnl_lock`.
 fn rtnl_in_other_hands_holds_up_no_interrupt(context: &Context) -> Result<()> {
     let guest = boot(context, options())?;
-    let holder = Background::rtnl_holder(&guest.vm)?;
-    // As at a restore.
-    guest.vm.qmp(&stop {})?;
-    guest.change()?;
-    guest.vm.qmp(&cont {})?;
-    let states = format!("for p in $({THREADS}); do awk '{{ print $3 }}' /proc/$p/stat; done");
-    let waiting = || Ok(lines(&guest.vm, &states)? == ["D", "D"]);
-    wait("the threads wait", || {
-        waiting().map(|waiting| waiting.then_some(()))
-    })?;
-    guest.check(&["contract", "button", "--presses", "100"])?;
-    expect_count(&guest.vm, 0)?;
-    ensure!(waiting()?, "they did not wait");
-
-    holder.kill(&guest.vm)?;
-    wait("a reseed", || Ok((count(&guest.vm)? > 0).then_some(())))?;
-    notify(&guest.vm, 1)?;
-    expect_count(&guest.vm, 1)?;
-    no_splat(&guest.vm)
+    let vm = &guest.vm;
+    let holder = Background::rtnl_holder(vm)?;
+    let before = published(vm)?;
+    for n in 1..=3 {
+        // As at a restore.
+        vm.qmp(&stop {})?;
+        guest.change()?;
+        vm.qmp(&cont {})?;
+        expect_published(vm, before + n)?;
+        guest.check(&["contract", "button", "--presses", "30"])?;
+        expect_count(vm, 0)?;
+    }
+    for thread in threads(vm)? {
+        let state = vm.shell(&format!("awk '{{ print $3 }}' /proc/{thread}/stat"))?;
+        ensure!(state.trim() == "S", "the thread's state: {state}");
+    }
+    holder.kill(vm)?;
+    expect_count(vm, 3)?;
+    notify(vm, 1)?;
+    expect_published(vm, before + 3)?;
+    expect_count(vm, 3)?;
+    no_splat(vm)
 }
 
 /// The kernel counts interrupts that nobody claims, and shuts a line that has too many.
@@ -365,6 +318,7 @@ fn it_claims_only_what_is_its_own(context: &Context) -> Result<()> {
     );
 
     vm.shell(&format!("echo mask >{GPE}; sleep 1"))?;
+    let before = published(vm)?;
     guest.change()?;
     vmforks::interrupt(vm, 1)?;
     let new = unclaimed()?;
@@ -372,15 +326,14 @@ fn it_claims_only_what_is_its_own(context: &Context) -> Result<()> {
         new == nothing_new,
         "it does not claim what it reseeds for: {new}"
     );
-    wait("a reseed", || Ok((count(vm)? > 0).then_some(())))?;
-    expect_count(vm, 1)
+    expect_published(vm, before + 1)
 }
 
 /// Buttons and changes at any moment, while the device comes and goes.
 fn unbinding_in_the_middle_of_interrupts_loses_nothing(context: &Context) -> Result<()> {
     let guest = boot(context, options())?;
     let driver = driver();
-    let device = guest.vm.shell(&format!("basename {driver}/*:*"))?;
+    let device = guest.vm.shell(&format!("basename {driver}/*[:.]*"))?;
     let device = device.trim();
     let rounds = scaled(300);
     let rebinding = Background::start(
@@ -401,12 +354,13 @@ fn unbinding_in_the_middle_of_interrupts_loses_nothing(context: &Context) -> Res
         Ok((!says.is_empty()).then_some(()))
     })?;
     guest.check(&["contract", "counter"])?;
+    guest.vm.shell("sleep 0.5")?;
     let reseeds = count(&guest.vm)?;
-    // An ID that is seen half written costs one more, rarely; who was unbound for two of
+    // An ID that is seen half written costs one more, rarely; a driver that was unbound for two of
     // them has missed one.
     ensure!(
         (1..=changes + changes / 20 + 1).contains(&reseeds),
-        "{reseeds} reseeds for {changes} new IDs"
+        "{reseeds} calls of the notifiers for {changes} new IDs"
     );
     // What is there now was seen, and nothing is left to do.
     guest.check(&["contract", "button", "--presses", "10"])?;
@@ -448,10 +402,10 @@ fn hardware_reduced_acpi_has_no_early_look(context: &Context) -> Result<()> {
     // There is no notification either; the barrier holds.
     await_random(&vm)?;
     vm.set_genctr(43)?;
+    let before = generation(&vm)?;
     let said = crate::context::counter(&vm)?;
     ensure!(said == "read 43, mapped 43", "{said}");
-    let count = crate::context::reseeds(&vm)?;
-    ensure!(count == 1, "{count} reseeds");
+    ensure!(generation(&vm)? > before, "it was not reseeded");
     Ok(())
 }
 

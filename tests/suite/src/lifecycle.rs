@@ -5,7 +5,7 @@
 
 use crate::{
     changes::Guest,
-    context::{Context, wait},
+    context::{Context, driver, wait},
     reports, tests,
 };
 use anyhow::{Context as _, Result, ensure};
@@ -19,8 +19,7 @@ tests! {
 
 /// Unbinds the device.
 fn unbind(guest: &Guest) -> Result<()> {
-    let driver = "/sys/bus/platform/drivers/vmgenid";
-    let script = format!("cd {driver} && echo *:* >unbind");
+    let script = format!("cd {} && echo *[:.]* >unbind", driver());
     guest.vm.shell(&script).map(drop)
 }
 

@@ -4,7 +4,7 @@
 //! kernel. What it offers is said in tests/module/vmforks.rs.
 
 use crate::context::{Context, await_random, wait};
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use vm::{Add, Options, Vm};
 
 const FOLDER: &str = "/sys/kernel/debug/vmforks";
@@ -26,30 +26,51 @@ pub fn boot(context: &Context, mut options: Options) -> Result<Vm> {
     Ok(vm)
 }
 
-/// How many times the kernel was reseeded because of us, since the module was
-/// loaded.
+/// How many times the vmfork notifiers were called since the module was loaded.
 pub fn count(vm: &Vm) -> Result<u32> {
     Ok(vm.shell(&format!("cat {FOLDER}/count"))?.trim().parse()?)
 }
 
+/// Waits until they were called `expected` times: they are called from a work item, after an ID is
+/// published. They must not be called once more.
 pub fn expect_count(vm: &Vm, expected: u32) -> Result<()> {
+    wait(&format!("{expected} calls of the notifiers"), || {
+        Ok((count(vm)? >= expected).then_some(()))
+    })?;
+    vm.shell("sleep 0.2")?;
     let count = count(vm)?;
     ensure!(
         count == expected,
-        "expected {expected} reseeds, there were {count}"
+        "expected {expected} calls of the notifiers, there were {count}"
     );
     Ok(())
 }
 
-/// When the kernel was last reseeded because of us, in nanoseconds of the guest's
-/// monotonic clock.
-pub fn at(vm: &Vm) -> Result<u64> {
-    Ok(vm.shell(&format!("cat {FOLDER}/at"))?.trim().parse()?)
+/// How many IDs the driver has published, as `/dev/sysgenid` counts them: where the module was
+/// loaded with `sysgenid=1`. This is a look at the mapped page, which reseeds nothing.
+pub fn published(vm: &Vm) -> Result<u32> {
+    let said = vm.shell("contract peek --node /dev/sysgenid")?;
+    let count = said.trim().strip_prefix("mapped ");
+    Ok(count.with_context(|| said.clone())?.parse()?)
 }
 
-/// Has each reseed take so much longer, in which whoever reseeds computes.
-pub fn spin(vm: &Vm, milliseconds: u64) -> Result<()> {
-    vm.shell(&format!("echo {milliseconds} >{FOLDER}/spin"))
+/// Waits until it has published so many, and a while longer: it must not publish one more.
+pub fn expect_published(vm: &Vm, expected: u32) -> Result<()> {
+    wait(&format!("{expected} IDs published"), || {
+        Ok((published(vm)? == expected).then_some(()))
+    })?;
+    vm.shell("sleep 0.2")?;
+    let published = published(vm)?;
+    ensure!(
+        published == expected,
+        "expected {expected} IDs published, there were {published}"
+    );
+    Ok(())
+}
+
+/// Has the notifier sleep for so long.
+pub fn sleep(vm: &Vm, milliseconds: u64) -> Result<()> {
+    vm.shell(&format!("echo {milliseconds} >{FOLDER}/sleep"))
         .map(drop)
 }
 
@@ -69,6 +90,7 @@ pub fn interrupt(vm: &Vm, times: u32) -> Result<u32> {
 }
 
 /// A program that goes on in the guest, and what it prints.
+#[derive(Clone)]
 pub struct Background {
     pid: u32,
     log: String,
