@@ -3,6 +3,7 @@
 //! What the tests run in the guest: the promises of `/dev/vmgenid`, one test
 //! each, and the programs that a restore happens to.
 
+mod atonce;
 mod button;
 mod contend;
 mod cost;
@@ -100,6 +101,10 @@ enum Program {
         #[command(subcommand)]
         what: Option<cost::What>,
     },
+    /// Act on each change of the counter, and say how long that took; until killed
+    AtOnce(atonce::Args),
+    /// Have a read put off, and say whether poll still owes it in the end
+    Owed,
     /// Have the machine's power button pressed, and see each press
     Button(button::Args),
     /// Map the counter's page and dump core
@@ -139,6 +144,8 @@ fn main() -> ExitCode {
         Program::Steps(args) => steps::run(&args),
         Program::ReadInto { file } => contend::read_into(&file),
         Program::Cost { what } => cost::run(what.unwrap_or(cost::What::Calls)),
+        Program::AtOnce(args) => atonce::run(&args),
+        Program::Owed => atonce::owed(),
         Program::Button(args) => button::run(&args),
         Program::Crash => promises::crash(),
     };

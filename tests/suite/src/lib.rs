@@ -17,16 +17,20 @@ mod early;
 mod faults;
 mod firmware;
 mod guests;
+mod input;
 mod kunit;
 mod library;
 mod lifecycle;
 mod matrix;
+mod notifiers;
 mod poll;
 mod promises;
 mod qemu;
 mod reports;
 mod reseeds;
 mod shared;
+mod sleep;
+mod starved;
 mod stress;
 mod tool;
 mod vmforks;
@@ -68,7 +72,7 @@ const DEBIAN_ONLY: &str = "debian::";
 
 /// What is not for a kernel that has its own driver built in. `vmgenctr` keeps the promises of
 /// `vmgenid`; each of these has a reason of its own.
-const NOT_BUILTIN: [&str; 5] = [
+const NOT_BUILTIN: [&str; 6] = [
     // The kernel's own driver reseeds whether ours is bound or not.
     "changes::lifecycle::no_reseed_after_the_unbind",
     // They bind devices by the names that ACPI gives them; ours has devices of its own there.
@@ -78,10 +82,12 @@ const NOT_BUILTIN: [&str; 5] = [
     "guests::without_the_device_",
     // Mainline's driver is no module there.
     "lifecycle::the_kernels_own_driver_",
+    // `vmgenid` falls back to the function that the kernel's own driver calls; `vmgenctr` refuses.
+    "input::vmgenid_falls_back_",
 ];
 
 /// What is for such a kernel only.
-const BUILTIN_ONLY: [&str; 1] = ["guests::beside_vmgenctr_"];
+const BUILTIN_ONLY: [&str; 2] = ["guests::beside_vmgenctr_", "input::vmgenctr_refuses_"];
 
 /// What takes an hour.
 const SOAKS: [&str; 3] = [
@@ -100,7 +106,7 @@ pub fn main() -> ExitCode {
     }
     // One test spends its time waiting for a guest to grow old.
     args.test_threads = args.test_threads.or(Some(3));
-    let tests: [&[Test]; 19] = [
+    let tests: [&[Test]; 23] = [
         awslc::TESTS,
         checkers::TESTS,
         clones::TESTS,
@@ -112,12 +118,16 @@ pub fn main() -> ExitCode {
         contention::TESTS,
         faults::TESTS,
         guests::TESTS,
+        input::TESTS,
         kunit::TESTS,
         library::TESTS,
         lifecycle::TESTS,
         matrix::TESTS,
+        notifiers::TESTS,
         poll::TESTS,
         qemu::TESTS,
+        sleep::TESTS,
+        starved::TESTS,
         stress::TESTS,
         tool::TESTS,
     ];

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The vmfork notifiers: called once for each ID that is published, after that, and waited for by
+//! nobody. Ours takes `rtnl_lock`, as WireGuard's does.
+
+use crate::{
+    clones::{await_old_age, two_cpus},
+    context::{Context, Reply, genctr, is_builtin, no_splat, patience, wait},
+    tests,
+    vmforks::{self, Background, count, expect_count, expect_published, notify, published},
+};
+use anyhow::{Context as _, Result, ensure};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+use vm::{Name, Options, Vm};
+
+tests! {
+    rtnl_in_other_hands_holds_up_nobody
+    a_notifier_that_sleeps_holds_up_nobody
+    they_are_called_once_per_published_id
+}
+
+const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
+
+/// The counter that the guests begin with.
+const FIRST: u32 = 42;
+
+/// What must have returned "at once" takes less. A guest that shares its host's CPUs with others is
+/// slow at times; what waits for a notifier here takes ten seconds and more.
+const AT_ONCE: Duration = Duration::from_secs(2);
+
+/// A task that sleeps where no signal reaches it.
+#[derive(Debug)]
+struct Blocked {
+    name: String,
+    stack: String,
+}
+
+impl Blocked {
+    fn all(vm: &Vm) -> Result<Vec<Self>> {
+        let stats = vm.shell("cat /proc/[0-9]*/task/*/stat 2>/dev/null || true")?;
+        let mut all = Vec::new();
+        for stat in stats.lines() {
+            let (pid, rest) = stat.split_once(" (").context("a stat")?;
+            let (name, state) = rest.rsplit_once(") ").context("a stat")?;
+            if state.starts_with('D') {
+                all.push(Self {
+                    name: name.into(),
+                    stack: vm.shell(&format!("cat /proc/{pid}/stack 2>/dev/null || true"))?,
+                });
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether it is the worker that calls the notifiers, ours or that of the kernel's own driver.
+    fn calls_the_notifiers(&self) -> bool {
+        self.name.starts_with("kworker/") && self.stack.contains("add_vmfork_randomness")
+    }
+}
+
+/// The process of `contract at-once`, and what it says of the change to this counter.
+fn reply(vm: &Vm, process: &Background, value: u32) -> Result<Reply> {
+    let reply = wait("a reply to the change", || {
+        let says = process.says(vm)?;
+        ensure!(says.starts_with("waiting at "), "it says: {says}");
+        Reply::of(&says, value)
+    })?;
+    for (what, took) in [("the first call", reply.first), ("the read", reply.then)] {
+        ensure!(
+            took < patience(AT_ONCE),
+            "{what} took {took:?}, after the change to {value}: {reply:?}"
+        );
+    }
+    Ok(reply)
+}
+
+/// Expect that in a clone in which `rtnl_lock` is held, a read, a read with O_NONBLOCK and poll(0)
+/// return at once, with the kernel reseeded: no two clones draw the same. Nobody but the work item
+/// waits for the lock. When it is released, the notifiers have been called once.
+fn rtnl_in_other_hands_holds_up_nobody(context: &Context) -> Result<()> {
+    let mut vm = vmforks::boot(context, two_cpus())?;
+    await_old_age(&vm)?;
+    let holder = Background::rtnl_holder(&vm)?;
+    let process = Background::start(&vm, "exec contract at-once")?;
+    process.await_line(&vm, &format!("waiting at {FIRST}"))?;
+    let mut draws = BTreeSet::new();
+    for masked in [false, true] {
+        let name: Name = if masked { "masked" } else { "notified" }.parse()?;
+        if masked {
+            vm.shell(&format!("echo mask >{GPE}"))?;
+        }
+        vm.snapshot(&name)?;
+        // The calls that have the kernel reseeded, one in each.
+        for value in FIRST + 1..=FIRST + 3 {
+            let clone = vm.clone_from(&name, Some(value), None)?;
+            let reply = reply(&clone, &process, value)?;
+            eprintln!("{name}, {value}: {reply:?}");
+            ensure!(draws.insert(reply.drawn), "two clones drew the same");
+
+            let told = !(masked && is_builtin());
+            if told {
+                wait("the work item waits", || {
+                    Ok((!Blocked::all(&clone)?.is_empty()).then_some(()))
+                })?;
+            }
+            let blocked = Blocked::all(&clone)?;
+            let only = blocked.iter().all(Blocked::calls_the_notifiers);
+            ensure!(only && blocked.len() <= 1, "in D state: {blocked:?}");
+            expect_count(&clone, 0)?;
+            holder.clone().kill(&clone)?;
+            expect_count(&clone, told.into())?;
+            no_splat(&clone)?;
+        }
+    }
+    Ok(())
+}
+
+/// Expect that a notifier which sleeps for ten seconds holds up neither a read, nor a read with
+/// O_NONBLOCK, nor poll, nor the next change, and that it is called for each of the three IDs.
+fn a_notifier_that_sleeps_holds_up_nobody(context: &Context) -> Result<()> {
+    let options = Options {
+        smp: Some(2),
+        parameter: vec!["sysgenid=1".into()],
+        ..genctr(FIRST)
+    };
+    let mut vm = vmforks::boot(context, options)?;
+    let before = published(&vm)?;
+    vmforks::sleep(&vm, 10_000)?;
+    let process = Background::start(&vm, "exec contract at-once")?;
+    process.await_line(&vm, &format!("waiting at {FIRST}"))?;
+    // By 1, 2, 3: a read, a read with O_NONBLOCK, poll.
+    let (start, mut value) = (Instant::now(), FIRST);
+    for n in 1..=3 {
+        value += n;
+        vm.set_genctr(value)?;
+        let reply = reply(&vm, &process, value)?;
+        eprintln!("{value}: {reply:?}");
+    }
+    expect_published(&vm, before + 3)?;
+    let (count, took) = (count(&vm)?, start.elapsed());
+    ensure!(
+        count == 0 || took > Duration::from_secs(10),
+        "{count} notifiers have returned after {took:?}"
+    );
+    vmforks::sleep(&vm, 0)?;
+    expect_count(&vm, 3)?;
+    no_splat(&vm)
+}
+
+/// Expect that the notifiers are called as often as IDs are published, in a storm of changes, too.
+fn they_are_called_once_per_published_id(context: &Context) -> Result<()> {
+    let options = Options {
+        smp: Some(2),
+        parameter: vec!["sysgenid=1".into()],
+        ..genctr(1000)
+    };
+    let mut vm = vmforks::boot(context, options)?;
+    let before = published(&vm)?;
+    let changes = 300;
+    let all = Background::start(&vm, "exec contract contend --readers 8 --pollers 4")?;
+    all.await_line(&vm, "all at 1000")?;
+    vm.set_genctr_each(&(1001..=1000 + changes).collect::<Vec<_>>())?;
+    all.await_line(&vm, &format!("all at {}", 1000 + changes))?;
+    all.kill(&vm)?;
+    // The notification has found nothing more to do.
+    notify(&vm, 1)?;
+    let published = published(&vm)? - before;
+    eprintln!("{published} IDs published of {changes}");
+    ensure!(
+        (1..=changes + changes / 20).contains(&published),
+        "{published} IDs published of {changes}"
+    );
+    if is_builtin() {
+        // The kernel's own driver calls them, for the IDs that it sees.
+        vm.shell("sleep 1")?;
+        let count = count(&vm)?;
+        ensure!((1..=changes).contains(&count), "{count} calls");
+    } else {
+        expect_count(&vm, published).context("the calls")?;
+    }
+    no_splat(&vm)
+}

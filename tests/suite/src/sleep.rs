@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Machines that are restored while they are suspended, and a hibernated one that is resumed in two
+//! machines. What was to tell the driver of the new ID may be lost by then.
+
+use crate::{
+    clones::{await_old_age, two_cpus},
+    context::{Context, await_random, genctr, generation, is_builtin, no_splat, wait},
+    draws::{self, Draws, Same},
+    tests,
+    vmforks::{self, Background, expect_count},
+};
+use anyhow::{Context as _, Result, ensure};
+use std::{collections::BTreeSet, path::Path, process::Command, thread, time::Duration};
+use vm::{
+    Firmware, Options, Vm,
+    qapi::qmp::{cont, query_status, system_powerdown, system_wakeup},
+};
+
+tests! {
+    a_restore_while_suspended_to_idle_is_caught
+    a_restore_while_suspended_to_ram_is_caught
+    a_restore_while_frozen_is_caught
+    a_hibernated_machine_differs_in_two
+    a_hibernated_machine_differs_in_two_with_its_id_in_nvs
+}
+
+const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
+const FIRST: u32 = 42;
+
+/// A guest in which nothing but the end of the suspend can tell the driver of a change: its
+/// notification is held back, and no interrupt is looked at.
+fn deaf(context: &Context) -> Result<Vm> {
+    let options = Options {
+        smp: Some(2),
+        parameter: vec!["early_look=0".into()],
+        append: vec!["no_console_suspend".into()],
+        ..genctr(FIRST)
+    };
+    let vm = vmforks::boot(context, options)?;
+    vm.shell(&format!("echo mask >{GPE}"))?;
+    vm.spawn(
+        ["contract", "wait", "--out", "/tmp/waiter"],
+        "/tmp/waiter.err",
+    )?;
+    wait("the waiter", || {
+        let said = vm.shell("cat /tmp/waiter 2>/dev/null || true")?;
+        Ok((!said.is_empty()).then_some(()))
+    })?;
+    Ok(vm)
+}
+
+/// Starts a suspend, and waits until the machine sleeps.
+fn suspend(vm: &Vm, script: &str) -> Result<()> {
+    Background::start(vm, script)?;
+    wait("the suspend", || {
+        let console = vm.console()?;
+        let said = String::from_utf8_lossy(&console);
+        Ok(said.contains("PM: suspend entry").then_some(()))
+    })?;
+    thread::sleep(Duration::from_secs(3));
+    Ok(())
+}
+
+/// A clone of the machine as it sleeps, which is woken then.
+fn woken_clone(vm: &mut Vm, wake: impl FnOnce(&Vm) -> Result<()>) -> Result<Vm> {
+    let snapshot = "asleep".parse()?;
+    vm.snapshot(&snapshot)?;
+    let options = Options {
+        genctr: Some(FIRST + 1),
+        // It does not answer yet.
+        paused: true,
+        ..vm.options()?
+    };
+    let clone = vm.clone_unchecked(&snapshot, options, None)?;
+    clone.qmp(&cont {})?;
+    thread::sleep(Duration::from_secs(1));
+    wake(&clone)?;
+    Ok(clone)
+}
+
+/// Expects that the rule was applied at the end of the suspend: the waiter is woken, and the
+/// notifiers were called once. Nothing has read the device before.
+fn expect_caught(clone: &Vm) -> Result<()> {
+    let said = wait("the waiter is woken", || {
+        let said = clone.shell("cat /tmp/waiter")?;
+        Ok(said.lines().nth(1).map(String::from))
+    })
+    .with_context(|| clone.shell("dmesg | tail -n 20").unwrap_or_default())?;
+    let expected = format!("from {FIRST}: PollFlags(IN), read {}", FIRST + 1);
+    ensure!(said == expected, "the waiter says: {said}");
+    if !is_builtin() {
+        expect_count(clone, 1)?;
+    }
+    no_splat(clone)
+}
+
+/// Expect that a machine which is restored while it is suspended to idle applies the rule when it is
+/// woken, though the notification is lost.
+fn a_restore_while_suspended_to_idle_is_caught(context: &Context) -> Result<()> {
+    let mut vm = deaf(context)?;
+    suspend(&vm, "echo freeze >/sys/power/state")?;
+    let clone = woken_clone(&mut vm, |clone| {
+        clone.qmp(&system_powerdown {})?;
+        Ok(())
+    })?;
+    expect_caught(&clone)
+}
+
+/// Expect the same of one that is suspended to RAM.
+fn a_restore_while_suspended_to_ram_is_caught(context: &Context) -> Result<()> {
+    let mut vm = deaf(context)?;
+    suspend(
+        &vm,
+        "echo deep >/sys/power/mem_sleep && echo mem >/sys/power/state",
+    )?;
+    let status = vm.qmp(&query_status {})?;
+    ensure!(!status.running, "it runs: {status:?}");
+    let clone = woken_clone(&mut vm, |clone| {
+        clone.qmp(&system_wakeup {})?;
+        Ok(())
+    })?;
+    expect_caught(&clone)
+}
+
+/// Expect the same of one whose processes are frozen, and which goes on by itself: `pm_test` stops
+/// there for five seconds.
+fn a_restore_while_frozen_is_caught(context: &Context) -> Result<()> {
+    let mut vm = deaf(context)?;
+    suspend(
+        &vm,
+        "echo freezer >/sys/power/pm_test && echo freeze >/sys/power/state",
+    )?;
+    let clone = woken_clone(&mut vm, |_| Ok(()))?;
+    expect_caught(&clone)
+}
+
+/// A disk for swap, and with it for what is hibernated.
+fn swap(path: &Path) -> Vec<String> {
+    vec![
+        "-blockdev".into(),
+        format!(
+            "driver=raw,node-name=swap,file.driver=file,file.filename={}",
+            path.display()
+        ),
+        "-device".into(),
+        "virtio-blk-pci,drive=swap".into(),
+    ]
+}
+
+/// What the machine draws by itself, without the barrier, on its first CPU.
+fn drawn(vm: &Vm) -> Result<BTreeSet<String>> {
+    let draw = "exec taskset 1 sh -c 'for n in $(seq 100); do \
+        head -c 16 /dev/urandom | od -An -tx1 | tr -d \" \"; done'";
+    let said = Background::start(vm, draw)?.end(vm)?;
+    let drawn: BTreeSet<_> = said.lines().map(String::from).collect();
+    ensure!(drawn.len() == 100, "{} draws: {said}", drawn.len());
+    Ok(drawn)
+}
+
+fn hibernate(context: &Context, firmware: Firmware, how: &str) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let disk = |name: &str| folder.path().join(name);
+    std::fs::File::create(disk("swap"))?.set_len(1 << 30)?;
+    let options = |disk: &Path| Options {
+        firmware,
+        qemu_arg: swap(disk),
+        append: vec!["no_console_suspend".into()],
+        memory: Some(512),
+        ..two_cpus()
+    };
+    let mut vm = vmforks::boot(context, options(&disk("swap")))?;
+    await_random(&vm)?;
+    await_old_age(&vm)?;
+    draws::start(&vm, true)?;
+    // It reads the device when it is let go, not before: what the end of the hibernation does is
+    // seen first.
+    vm.shell("killall -STOP contract")?;
+    let before = generation(&vm)?;
+    let script = format!(
+        "disk=/dev/$(cd /sys/block; grep -lx 2097152 */size | cut -d/ -f1 | tail -n 1); \
+         echo disk $disk; mkswap $disk && swapon $disk && sync && \
+         echo {how} >/sys/power/disk && echo disk >/sys/power/state"
+    );
+    let hibernating = Background::start(&vm, &script)?;
+    let mut said = String::new();
+    wait("the machine is off", || {
+        if vm.pid()?.is_none() {
+            return Ok(Some(()));
+        }
+        // It says nothing more when it has gone.
+        said = hibernating.says(&vm).unwrap_or(said.clone());
+        Ok(None)
+    })
+    .with_context(|| said.clone())?;
+    let swap = said.lines().find_map(|line| line.strip_prefix("disk "));
+    let swap = swap.context("no disk")?.to_string();
+
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for value in [FIRST + 1, FIRST + 2] {
+        let copy = disk(&format!("swap-{value}"));
+        let status = Command::new("cp")
+            .args([
+                "--sparse=always".as_ref(),
+                disk("swap").as_os_str(),
+                copy.as_os_str(),
+            ])
+            .status()?;
+        ensure!(status.success(), "cp: {status}");
+        let mut options = options(&copy);
+        options.append.push(format!("resume={swap}"));
+        options.genctr = Some(value);
+        let resumed = context.boot(options)?;
+        let log = resumed.shell("dmesg")?;
+        ensure!(
+            log.contains("PM: hibernation: hibernation exit"),
+            "it was not resumed: {log}"
+        );
+        // Nobody has read the device yet.
+        without.push(drawn(&resumed)?);
+        ensure!(
+            generation(&resumed)? > before,
+            "the kernel was not reseeded after the resume"
+        );
+        resumed.shell("killall -CONT contract")?;
+        with.push(Draws::of(&resumed)?);
+        let said = crate::context::counter(&resumed)?;
+        ensure!(said == format!("read {value}, mapped {value}"), "{said}");
+        if !is_builtin() && firmware == Firmware::Seabios {
+            expect_count(&resumed, 1)?;
+        }
+        no_splat(&resumed)?;
+    }
+    let same = Same::of(&with);
+    eprintln!("with the barrier: {same}");
+    ensure!(same.most == 0, "after the barrier: {same}");
+    let common = without[0].intersection(&without[1]).count();
+    ensure!(
+        common == 0,
+        "{common} of 100 draws after the resume are the same in both machines"
+    );
+    vm.stop().map(drop)
+}
+
+/// Expect that a machine which is hibernated once and resumed in two machines draws other bytes in
+/// each of them. The ID is in reserved memory, which the resume leaves alone.
+fn a_hibernated_machine_differs_in_two(context: &Context) -> Result<()> {
+    hibernate(context, Firmware::Seabios, "shutdown")
+}
+
+/// Expect the same where the ID is in ACPI NVS, which the kernel writes back as it was: the old ID is
+/// in memory then, and a reseed is due all the same.
+fn a_hibernated_machine_differs_in_two_with_its_id_in_nvs(context: &Context) -> Result<()> {
+    hibernate(context, Firmware::Ovmf, "platform")
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A kernel thread that is runnable and never runs: a real-time process has its CPU to itself. It
+//! could be in the middle of a reseed that began before the restore, so the driver has to wait for
+//! it; only callers that may sleep wait, too.
+
+use crate::{
+    context::{Context, Reply, genctr, lines, no_splat, patience, wait},
+    tests,
+    vmforks::{self, Background, expect_published, published},
+};
+use anyhow::{Context as _, Result, ensure};
+use std::time::Duration;
+use vm::{Options, Vm};
+
+tests! {
+    calls_that_must_not_sleep_return_at_once
+    poll_owes_nothing_after_the_complement_was_read
+    interrupts_for_others_are_not_claimed_meanwhile
+}
+
+const FIRST: u32 = 42;
+const AT_ONCE: Duration = Duration::from_secs(2);
+
+/// A guest of which a process has the second CPU to itself.
+struct Starved {
+    vm: Vm,
+    process: Background,
+}
+
+impl Starved {
+    /// Boots the guest, starts the programs of `before`, and starves a worker then.
+    fn boot<T>(context: &Context, before: impl FnOnce(&Vm) -> Result<T>) -> Result<(Self, T)> {
+        let options = Options {
+            smp: Some(2),
+            parameter: vec!["sysgenid=1".into()],
+            ..genctr(FIRST)
+        };
+        let vm = vmforks::boot(context, options)?;
+        // Interrupts come to the first CPU, and what is not urgent gets nothing of the second.
+        vm.shell(
+            "set -e
+            for irq in /proc/irq/[0-9]*; do echo 1 >$irq/smp_affinity 2>/dev/null || true; done
+            echo -1 >/proc/sys/kernel/sched_rt_runtime_us
+            for server in /sys/kernel/debug/sched/*_server/cpu1; do echo 0 >$server/runtime; done",
+        )?;
+        let result = before(&vm)?;
+        let process =
+            Background::start(&vm, "exec taskset 2 contract held --ms 3600000 --fifo 99")?;
+        process.await_line(&vm, "computing")?;
+        let worked = worked(&vm)?;
+        vm.shell("echo 1 >/sys/kernel/debug/vmforks/work_on; sleep 1")?;
+        ensure!(self::worked(&vm)? == worked, "the worker is not starved");
+        Ok((Self { vm, process }, result))
+    }
+
+    /// The worker runs.
+    fn end(self) -> Result<Vm> {
+        let worked = worked(&self.vm)?;
+        self.process.kill(&self.vm)?;
+        wait("the worker runs", || {
+            Ok((self::worked(&self.vm)? > worked).then_some(()))
+        })?;
+        Ok(self.vm)
+    }
+}
+
+/// How often the work has been done.
+fn worked(vm: &Vm) -> Result<u32> {
+    let worked = vm.shell("cat /sys/kernel/debug/vmforks/work_on")?;
+    Ok(worked.trim().parse()?)
+}
+
+/// Expect that while a runnable kernel thread does not run, a read waits; a read with O_NONBLOCK is
+/// EAGAIN and poll(0) says "not ready", at once, also while somebody waits under the driver's mutex.
+/// When the thread has run, all are told.
+fn calls_that_must_not_sleep_return_at_once(context: &Context) -> Result<()> {
+    let start = |vm: &Vm, way: &str| -> Result<Background> {
+        let process = Background::start(vm, &format!("exec contract at-once --way {way}"))?;
+        process.await_line(vm, &format!("waiting at {FIRST}"))?;
+        Ok(process)
+    };
+    let (mut starved, (read, [nonblock, poll], waiter)) = Starved::boot(context, |vm| {
+        let waiter = Background::start(vm, "exec contract wait --out /tmp/waiter")?;
+        let processes = [start(vm, "nonblock")?, start(vm, "poll")?];
+        Ok((start(vm, "read")?, processes, waiter))
+    })?;
+    let before = published(&starved.vm)?;
+    starved.vm.set_genctr(FIRST + 1)?;
+
+    // The last two come while the first one has the mutex.
+    let vm = &starved.vm;
+    read.await_blocked(vm)?;
+    for (process, expected) in [(&nonblock, "EAGAIN"), (&poll, "not-ready")] {
+        let (answer, took) = wait("an answer", || Reply::first(&process.says(vm)?, FIRST + 1))?;
+        ensure!(
+            answer == expected && took < patience(AT_ONCE),
+            "{answer} after {took:?}, expected {expected}"
+        );
+    }
+    vm.shell("sleep 2")?;
+    ensure!(read.is_blocked(vm)?, "the read did not wait");
+    expect_published(vm, before)?;
+    let said = lines(vm, "cat /tmp/waiter")?;
+    ensure!(said.len() == 1, "the waiter says: {said:?}");
+
+    let vm = &starved.end()?;
+    for (what, process) in [("read", &read), ("O_NONBLOCK", &nonblock), ("poll", &poll)] {
+        let reply = wait(what, || Reply::of(&process.says(vm)?, FIRST + 1))?;
+        eprintln!("{what}: {reply:?}");
+    }
+    wait("the waiter is woken", || {
+        let said = lines(vm, "cat /tmp/waiter")?;
+        Ok((said.len() == 2).then_some(()))
+    })?;
+    expect_published(vm, before + 1)?;
+    waiter.kill(vm).context("the waiter")?;
+    no_splat(vm)
+}
+
+/// Expect that a read which was put off leaves poll with nothing to say once the counter has been
+/// read, also where the counter has become the complement of what it was.
+fn poll_owes_nothing_after_the_complement_was_read(context: &Context) -> Result<()> {
+    let (mut starved, process) = Starved::boot(context, |vm| {
+        vm.shell("echo mask >/sys/firmware/acpi/interrupts/gpe05")?;
+        let process = Background::start(vm, "exec contract owed")?;
+        process.await_line(vm, &format!("waiting at {FIRST}"))?;
+        Ok(process)
+    })?;
+    starved.vm.set_genctr(FIRST + 1)?;
+    process.await_line(&starved.vm, &format!("put off at {}", FIRST + 1))?;
+    starved.vm.set_genctr(!(FIRST + 1))?;
+    let vm = starved.end()?;
+    process.await_line(&vm, "nothing is owed")?;
+    no_splat(&vm)
+}
+
+/// Expect that the driver does not claim each interrupt of ACPI's that is for another device while a
+/// reseed is pending: the kernel shuts a line whose interrupts nobody claims, and has to see that.
+fn interrupts_for_others_are_not_claimed_meanwhile(context: &Context) -> Result<()> {
+    let (mut starved, ()) = Starved::boot(context, |vm| {
+        vm.shell("echo mask >/sys/firmware/acpi/interrupts/gpe05")
+            .map(drop)
+    })?;
+    let vm = &starved.vm;
+    let irq = vm.shell("awk -F: '/ acpi/ { print $1 }' /proc/interrupts")?;
+    let unclaimed = format!("grep last /proc/irq/{}/spurious", irq.trim());
+    let before = published(vm)?;
+    starved.vm.set_genctr(FIRST + 1)?;
+    let vm = &starved.vm;
+    // The first one has the thread woken.
+    vmforks::interrupt(vm, 1)?;
+    let first = vm.shell(&format!("sleep 1; {unclaimed}"))?;
+    vmforks::interrupt(vm, 10)?;
+    let then = vm.shell(&unclaimed)?;
+    ensure!(then != first, "it claims what is for nobody: {then}");
+    expect_published(vm, before)?;
+    let vm = starved.end()?;
+    expect_published(&vm, before + 1)?;
+    no_splat(&vm)
+}
