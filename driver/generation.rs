@@ -13,6 +13,7 @@ use super::{
         irq,
         kthread::{
             Job,
+            Priority,
             Work,
             Worker, //
         },
@@ -48,6 +49,34 @@ use kernel::{
     }, //
 };
 
+/// What all generations of the module share.
+pub(crate) struct Shared {
+    reseeder: Reseeder,
+
+    /// The thread that applies the rule.
+    worker: Arc<Worker>,
+
+    /// `None`: The reseed itself or the built-in driver calls them.
+    notifiers: Option<Arc<Notifiers>>,
+}
+
+impl Shared {
+    /// Opens `/dev/random`, and starts the threads.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Reseeder::new`] and [`Worker::new`], and `ENOMEM`.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let reseeder = Reseeder::new()?;
+        let shared = Self {
+            worker: Worker::new(crate::NAME, Priority::Interrupt)?,
+            notifiers: reseeder.notifiers().map(Notifiers::start).transpose()?,
+            reseeder,
+        };
+        Ok(Arc::new(shared, GFP_KERNEL)?)
+    }
+}
+
 /// A generation ID, and who is told about a reseed with it.
 #[pin_data]
 pub(crate) struct Generation {
@@ -55,10 +84,7 @@ pub(crate) struct Generation {
 
     /// Written by the driver's thread only.
     published: Published,
-    reseeder: Arc<Reseeder>,
-
-    /// `None`: The reseed itself or the built-in driver calls them.
-    notifiers: Option<Arc<Notifiers>>,
+    shared: Arc<Shared>,
 
     /// Where reseeds are counted, if they are.
     reseeds: Option<Arc<Reseeds>>,
@@ -83,13 +109,14 @@ pub(crate) type Watched = Work<Generation>;
 impl Job for Generation {
     /// Applies the rule.
     fn run(&self) {
-        if self.resumed.xchg(false, Full) && matches!(*self.reseeder, Reseeder::DevRandom(_)) {
-            let _ = self.reseeder.reseed(self.id.load());
+        if self.resumed.xchg(false, Full) && matches!(self.shared.reseeder, Reseeder::DevRandom(_))
+        {
+            let _ = self.shared.reseeder.reseed(self.id.load());
         }
         let applied = rule::apply(
             &self.published,
             || self.id.load(),
-            |id| self.reseeder.reseed(id),
+            |id| self.shared.reseeder.reseed(id),
             |id| self.tell(id),
         );
         self.failed.store(applied.is_err(), Relaxed);
@@ -105,7 +132,7 @@ impl Generation {
         if let Some(reseeds) = &self.reseeds {
             reseeds.count();
         }
-        if let Some(notifiers) = &self.notifiers {
+        if let Some(notifiers) = &self.shared.notifiers {
             notifiers.call_later(id);
         }
     }
@@ -133,26 +160,20 @@ impl Generation {
 }
 
 impl Watched {
-    /// Maps the ID in `range`, for `worker` to watch. `counted`: whether to count the reseeds with it.
+    /// Maps the ID in `range`. `counted`: whether to count the reseeds with it.
     ///
     /// # Errors
     ///
     /// Those of [`GenerationId::new`], and `ENOMEM`.
-    pub(crate) fn map(
-        range: Range,
-        worker: Arc<Worker>,
-        reseeder: Arc<Reseeder>,
-        counted: bool,
-    ) -> Result<Arc<Self>> {
+    pub(crate) fn map(range: Range, shared: Arc<Shared>, counted: bool) -> Result<Arc<Self>> {
         let id = GenerationId::new(range)?;
         let published = Published::none(id.load());
         let reseeds = counted.then(Reseeds::new).transpose()?;
-        let notifiers = reseeder.notifiers().map(Notifiers::new).transpose()?;
+        let worker = shared.worker.clone();
         let generation = pin_init!(Generation {
             id,
             published,
-            reseeder,
-            notifiers,
+            shared,
             reseeds,
             handled <- new_poll_condvar!("Generation::handled"),
             awaited: Atomic::new(false),
@@ -220,14 +241,6 @@ impl Watched {
         self.awaited.store(true, Relaxed);
         // If a run is under way that did not see this, there is another one.
         self.queue();
-    }
-
-    /// Blocks until no work is left. Nothing may apply the rule any more.
-    pub(crate) fn finish(&self) {
-        self.flush();
-        if let Some(notifiers) = &self.notifiers {
-            notifiers.flush();
-        }
     }
 }
 

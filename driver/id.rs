@@ -65,6 +65,11 @@ impl Published {
         second.store(id[1], Release);
         first.store(id[0], Release);
     }
+
+    /// Returns the ID.
+    pub(crate) fn get(&self) -> Id {
+        self.0.each_ref().map(read_once)
+    }
 }
 
 /// A generation ID in guest memory.

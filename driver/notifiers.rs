@@ -2,96 +2,74 @@
 
 //! Calling the vmfork notifiers, once for each published ID.
 //!
-//! The notifiers may sleep for long: that of WireGuard takes `rtnl_lock`. So a work item calls them,
-//! after the reseed. Nothing waits for it except the end of the module.
+//! The notifiers may sleep for long: that of WireGuard takes `rtnl_lock`. So a thread of their own
+//! calls them, after the reseed. Nothing waits for it except the end of the module.
 
 use super::{
-    id::Id,
+    id::{
+        Id,
+        Published, //
+    },
     kernel::{
-        random::Vmfork,
-        workqueue, //
+        kthread::{
+            Job,
+            Priority,
+            Work,
+            Worker, //
+        },
+        random::Vmfork, //
     }, //
 };
 use kernel::{
-    new_mutex,
-    new_work,
     prelude::*,
     sync::{
-        Arc,
-        Mutex, //
-    },
-    workqueue::{
-        impl_has_work,
-        Work,
-        WorkItem, //
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
     }, //
 };
 
-/// The calls that are due.
-struct Due {
+/// The calls of the vmfork notifiers that are due.
+pub(crate) struct Due {
+    call: Vmfork,
+    calls: Atomic<u32>,
     /// The ID that was published last.
-    id: Id,
-    calls: usize,
+    id: Published,
 }
 
 /// The vmfork notifiers, as something to call later.
-#[pin_data]
-pub(crate) struct Notifiers {
-    call: Vmfork,
-    #[pin]
-    due: Mutex<Due>,
-    #[pin]
-    work: Work<Notifiers>,
-}
-
-impl_has_work! {
-    impl HasWork<Self> for Notifiers { self.work }
-}
+pub(crate) type Notifiers = Work<Due>;
 
 impl Notifiers {
     /// # Errors
     ///
-    /// `ENOMEM`: There is no memory.
-    pub(crate) fn new(call: Vmfork) -> Result<Arc<Self>> {
-        Arc::pin_init(
-            pin_init!(Self {
-                call,
-                due <- new_mutex!(Due { id: [0; 2], calls: 0 }, "Notifiers::due"),
-                work <- new_work!("Notifiers::work"),
-            }),
-            GFP_KERNEL,
-        )
+    /// Those of [`Worker::new`].
+    pub(crate) fn start(call: Vmfork) -> Result<Arc<Self>> {
+        let due = Due {
+            call,
+            calls: Atomic::new(0),
+            id: Published::none([0; 2]),
+        };
+        let worker = Worker::new(c"vmgenid-notify", Priority::Normal)?;
+        Arc::pin_init(Work::new(worker, due), GFP_KERNEL)
     }
 
-    /// Has the notifiers called once more: `id` was published.
-    pub(crate) fn call_later(self: &Arc<Self>, id: Id) {
-        {
-            let mut due = self.due.lock();
-            due.id = id;
-            due.calls += 1;
-        }
-        workqueue::enqueue(self.clone());
-    }
-
-    /// Blocks until all calls that were due have been made.
-    pub(crate) fn flush(&self) {
-        workqueue::flush(self);
-    }
-
-    /// Returns the ID of the next call that is due.
-    fn next(&self) -> Option<Id> {
-        let mut due = self.due.lock();
-        due.calls = due.calls.checked_sub(1)?;
-        Some(due.id)
+    /// Has the notifiers called once more: `id` was published. One caller at a time.
+    pub(crate) fn call_later(&self, id: Id) {
+        self.id.set(id);
+        self.calls.fetch_add(1, Relaxed);
+        self.queue();
     }
 }
 
-impl WorkItem for Notifiers {
-    type Pointer = Arc<Self>;
-
-    fn run(this: Arc<Self>) {
-        while let Some(id) = this.next() {
-            (this.call)(id.as_bytes());
+impl Job for Due {
+    fn run(&self) {
+        let mut calls = self.calls.xchg(0, Relaxed);
+        while calls > 0 {
+            (self.call)(self.id.get().as_bytes());
+            calls -= 1;
         }
     }
 }

@@ -6,16 +6,17 @@
 //! process has mapped stays mapped, whatever became of its device.
 
 use super::{
-    generation::Watched,
+    generation::{
+        Shared,
+        Watched, //
+    },
     kernel::{
-        kthread::Worker,
         memremap::{
             Range,
             ReservedPage, //
         },
         static_mutex::static_mutex, //
-    },
-    rule::Reseeder, //
+    }, //
 };
 use kernel::{
     prelude::*,
@@ -24,15 +25,15 @@ use kernel::{
 
 /// No page holds a byte of an ID: all processes can see the pages, and none may see an ID.
 struct Lists {
-    /// What reseeds, and the thread that has it done. `None`: The module is being loaded or unloaded.
-    reseeder: Option<(Arc<Reseeder>, Arc<Worker>)>,
+    /// `None`: The module is being loaded or unloaded.
+    shared: Option<Arc<Shared>>,
     generations: KVec<Arc<Watched>>,
     pages: KVec<ReservedPage>,
 }
 
 impl Lists {
     const EMPTY: Self = Self {
-        reseeder: None,
+        shared: None,
         generations: KVec::new(),
         pages: KVec::new(),
     };
@@ -46,14 +47,13 @@ static_mutex! {
 pub(crate) struct Registry(());
 
 impl Registry {
-    /// Fills in what reseeds the generator.
+    /// Opens `/dev/random`, and starts the threads.
     ///
     /// # Errors
     ///
-    /// Those of [`Reseeder::new`] and [`Worker::new`], and `ENOMEM`.
+    /// Those of [`Shared::new`].
     pub(crate) fn new() -> Result<Self> {
-        let reseeder = Arc::new(Reseeder::new()?, GFP_KERNEL)?;
-        LISTS.lock().reseeder = Some((reseeder, Worker::new(crate::NAME)?));
+        LISTS.lock().shared = Some(Shared::new()?);
         Ok(Self(()))
     }
 }
@@ -61,9 +61,9 @@ impl Registry {
 impl Drop for Registry {
     fn drop(&mut self) {
         // A static is not dropped with its module, so what it owns is dropped here.
+        // No device is bound and no file is open: this waits for the work that is left.
         let lists = core::mem::replace(&mut *LISTS.lock(), Lists::EMPTY);
-        // No device is bound and no file is open. The work that is left is the last.
-        lists.generations.iter().for_each(|last| last.finish());
+        drop(lists);
     }
 }
 
@@ -87,8 +87,8 @@ pub(crate) fn generation(range: &Range, counted: bool) -> Result<Option<Arc<Watc
         return Ok(Some(known.clone()));
     }
 
-    let (reseeder, worker) = lists.reseeder.clone().ok_or(ENODEV)?;
-    let generation = Watched::map(*range, worker, reseeder, counted)?;
+    let shared = lists.shared.clone().ok_or(ENODEV)?;
+    let generation = Watched::map(*range, shared, counted)?;
     lists.generations.push(generation.clone(), GFP_KERNEL)?;
     Ok(Some(generation))
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A kernel thread of real-time priority, and work for it.
+//! Kernel threads, and work for them.
 //!
 //! C header: [`include/linux/kthread.h`](srctree/include/linux/kthread.h)
 
@@ -16,8 +16,16 @@ use kernel::{
     types::Opaque, //
 };
 
-/// A kernel thread that does one work after the other (`struct kthread_worker`), with the priority
-/// of interrupt threads (`SCHED_FIFO`, 50).
+/// The priority of a [`Worker`].
+#[derive(PartialEq)]
+pub(crate) enum Priority {
+    /// That of interrupt threads: `SCHED_FIFO`, 50.
+    Interrupt,
+    /// That of processes.
+    Normal,
+}
+
+/// A kernel thread that does one work after the other (`struct kthread_worker`).
 ///
 /// # Invariants
 ///
@@ -36,7 +44,7 @@ impl Worker {
     ///
     /// - `ENOMEM`: There is no memory.
     /// - `EINTR`: The caller is being killed.
-    pub(crate) fn new(name: &'static CStr) -> Result<Arc<Self>> {
+    pub(crate) fn new(name: &'static CStr, priority: Priority) -> Result<Arc<Self>> {
         // SAFETY: The format takes one C string.
         let worker = from_err_ptr(unsafe {
             bindings::kthread_create_worker_on_node(
@@ -52,7 +60,9 @@ impl Worker {
         // SAFETY: The worker is valid, and so is its thread, which has not begun.
         unsafe {
             let thread = (*worker.0.as_ptr()).task;
-            bindings::sched_set_fifo(thread);
+            if priority == Priority::Interrupt {
+                bindings::sched_set_fifo(thread);
+            }
             bindings::wake_up_process(thread);
         }
         Ok(Arc::new(worker, GFP_KERNEL)?)
@@ -75,7 +85,8 @@ pub(crate) trait Job: Send + Sync + 'static {
 
 /// A [`Job`] that can be queued.
 ///
-/// It must not be dropped by [`Job::run`]: that blocks for ever.
+/// When it is dropped, the queued runs complete. It must not be dropped by [`Job::run`]: that blocks
+/// for ever.
 ///
 /// # Invariants
 ///
@@ -144,9 +155,8 @@ impl<T: Job> Deref for Work<T> {
 #[pinned_drop]
 impl<T: Job> PinnedDrop for Work<T> {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: By the type invariants the work is valid. This blocks until a run completes that is
-        // under way, and nobody can queue another one.
-        unsafe { bindings::kthread_cancel_work_sync(self.work.get()) };
+        // Nobody can queue another run.
+        self.flush();
     }
 }
 
