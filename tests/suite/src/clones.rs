@@ -15,7 +15,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use vm::{Name, Options, Vm, qapi::qmp::human_monitor_command};
+use vm::{Name, Options, Vm};
 
 tests! {
     no_look_is_stale_and_no_draw_is_twice
@@ -292,12 +292,7 @@ fn soak(context: &Context, restores: u32, tally: &mut Tally) -> Result<()> {
         }
         eprintln!("{tally}");
         // The disk is copied for each clone: it had better stay small.
-        let command_line = format!("delvm {name}");
-        let said = warm.vm.qmp(&human_monitor_command {
-            command_line,
-            cpu_index: None,
-        })?;
-        ensure!(said.is_empty(), "delvm: {said}");
+        warm.vm.delete_snapshot(&name.parse()?)?;
     }
     Ok(())
 }

@@ -20,6 +20,7 @@
 
 mod agent;
 mod folder;
+pub mod gdb;
 mod host;
 mod initramfs;
 pub mod interrupt;

@@ -9,6 +9,8 @@ use crate::folder::Draft;
 use crate::folder::Folder;
 use crate::folder::Lock;
 use crate::folder::State;
+use crate::gdb;
+use crate::gdb::Gdb;
 use crate::host::Host;
 use crate::initramfs;
 use crate::interrupt;
@@ -252,6 +254,28 @@ impl Vm {
     pub fn qmp<C: qapi::Command>(&self, command: &C) -> Result<C::Ok> {
         self.check_running()?;
         self.monitor()?.execute(command)
+    }
+
+    /// Stops the VM, and connects to QEMU's gdbstub.
+    pub fn debug(&self) -> Result<Gdb> {
+        self.qmp(&qmp::human_monitor_command {
+            command_line: format!("gdbserver unix:{},server=on,wait=off", gdb::SOCKET),
+            cpu_index: None,
+        })?;
+        Gdb::connect(&self.folder, self.host.timeout)
+    }
+
+    /// Removes a snapshot, so that the disk stays small.
+    pub fn delete_snapshot(&self, snapshot: &Name) -> Result<()> {
+        let said = self.qmp(&qmp::human_monitor_command {
+            command_line: format!("delvm {snapshot}"),
+            cpu_index: None,
+        })?;
+        ensure!(
+            said.is_empty(),
+            "cannot remove the snapshot {snapshot}: {said}"
+        );
+        Ok(())
     }
 
     /// Writes the VM's migration stream into a file.
