@@ -12,6 +12,7 @@ mod library;
 mod lifecycle;
 mod machine;
 mod poll;
+mod preempt;
 mod promises;
 mod spin;
 mod steps;
@@ -59,6 +60,9 @@ enum Program {
     /// Spin on the mapped counter; when it changes, draw from the kernel again
     /// and again
     Draws(warm::Draws),
+    /// Sleep as a real-time process; when the counter changes, draw from the
+    /// kernel again and again
+    Preempt(preempt::Args),
     /// Sleep until the counter changes, and write down what happens then
     Wait(wait::Args),
     /// Draw from generators of the crate without end, and write down what they gave
@@ -132,6 +136,7 @@ fn main() -> ExitCode {
         Program::Spin(args) => spin::run(args),
         Program::Warm(args) => warm::run(&args),
         Program::Draws(args) => warm::draws(&args),
+        Program::Preempt(args) => preempt::run(&args),
         Program::Wait(args) => wait::run(args),
         Program::Stream(args) => library::stream(&args),
         Program::Stress(args) => stress::run(args),

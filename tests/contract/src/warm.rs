@@ -19,7 +19,7 @@ use std::{
     fs::{File, OpenOptions},
     hint::spin_loop,
     io::Write,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::{
         Ordering::{Relaxed, SeqCst},
         compiler_fence,
@@ -259,10 +259,7 @@ pub fn draws(args: &Draws) -> anyhow::Result<()> {
     let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
     let map = sys::Map::readonly(&file).context("mmap")?;
     let last = sys::read(&file).context("read")?;
-    // All that is needed later is here before the change.
-    let mut draws = vec![(0, [0; 16]); args.count];
-    let part = args.out.with_extension("part");
-    let mut out = File::create(&part).with_context(|| format!("create {part:?}"))?;
+    let mut draws = Record::new(&args.out, args.count)?;
     println!("spinning on {last}");
     let seen = loop {
         if args.blind {
@@ -278,17 +275,47 @@ pub fn draws(args: &Draws) -> anyhow::Result<()> {
         let read = sys::read(&file).context("read")?;
         ensure!(read == seen, "saw {seen}, read {read}");
     }
-    for (time, bytes) in &mut draws {
+    for (time, bytes) in draws.iter_mut() {
         draw(bytes)?;
         *time = sys::now() - start;
     }
-    // All at once: the host waits for it.
-    let lines = draws
-        .iter()
-        .map(|(time, bytes)| format!("{time} {}\n", hex(bytes)));
-    out.write_all(lines.collect::<String>().as_bytes())?;
-    // Whole, once it has its name.
-    std::fs::rename(&part, &args.out).context("rename")
+    draws.write()
+}
+
+/// What a process draws: nanoseconds since the change was seen, and 16 bytes. All that is needed
+/// to write it down is there before the change.
+pub struct Record<'a> {
+    draws: Vec<(u64, [u8; 16])>,
+    path: &'a Path,
+    part: PathBuf,
+    out: File,
+}
+
+impl<'a> Record<'a> {
+    /// For `count` draws, to be written to `path`.
+    pub fn new(path: &'a Path, count: usize) -> anyhow::Result<Self> {
+        let part = path.with_extension("part");
+        let out = File::create(&part).with_context(|| format!("create {part:?}"))?;
+        Ok(Self {
+            draws: vec![(0, [0; 16]); count],
+            path,
+            part,
+            out,
+        })
+    }
+
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut (u64, [u8; 16])> {
+        self.draws.iter_mut()
+    }
+
+    /// All at once: the host waits for it.
+    pub fn write(mut self) -> anyhow::Result<()> {
+        let draws = self.draws.iter();
+        let lines = draws.map(|(time, bytes)| format!("{time} {}\n", hex(bytes)));
+        self.out.write_all(lines.collect::<String>().as_bytes())?;
+        // The file is whole once it has its name.
+        std::fs::rename(&self.part, self.path).context("rename")
+    }
 }
 
 /// Fills the buffer from the kernel.

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A real-time process that a restore finds asleep. It preempts whatever the restore finds
+//! running, a kernel thread in the middle of a reseed included, and draws from the kernel's
+//! generator as soon as the counter is new.
+
+use crate::{
+    NODE, sys,
+    warm::{self, draw},
+};
+use anyhow::Context;
+use std::{path::PathBuf, thread, time::Duration};
+
+/// Below the kernel's own real-time threads (50), above everything else.
+const PRIORITY: u8 = 10;
+
+/// How long the process sleeps between two looks at the counter.
+const NAP: Duration = Duration::from_micros(200);
+
+/// How many draws come at a stretch.
+const STRETCH: usize = 50;
+
+/// How long the process sleeps after a stretch: a preempted kernel thread goes on meanwhile.
+const REST: Duration = Duration::from_millis(2);
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Where to write what was drawn, as `draws` does
+    #[arg(long)]
+    out: PathBuf,
+    /// The CPU to run on
+    #[arg(long)]
+    cpu: usize,
+    /// How many draws
+    #[arg(long)]
+    count: usize,
+    /// Wait until the counter is at least this
+    #[arg(long)]
+    until: u32,
+    /// Do not read the device before the draws
+    #[arg(long)]
+    no_barrier: bool,
+    /// Look at the counter by reading the device, and not at the mapped page; the
+    /// read that returns the new counter is the barrier
+    #[arg(long, conflicts_with = "no_barrier")]
+    by_read: bool,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
+    let map = sys::Map::readonly(&file).context("mmap")?;
+    let read = || sys::read(&file).context("read");
+    let mut draws = warm::Record::new(&args.out, args.count)?;
+    warm::pin(args.cpu)?;
+    sys::set_fifo(PRIORITY).context("SCHED_FIFO")?;
+
+    println!("waiting from {} on", read()?);
+    loop {
+        thread::sleep(NAP);
+        let value = if args.by_read { read()? } else { map.load(0) };
+        if value >= args.until {
+            break;
+        }
+    }
+    let start = sys::now();
+    let barrier = !args.no_barrier && !args.by_read;
+    // The barrier is over when read() has returned the new counter.
+    while barrier && read()? < args.until {}
+    for (n, (time, bytes)) in draws.iter_mut().enumerate() {
+        if n > 0 && n % STRETCH == 0 {
+            thread::sleep(REST);
+        }
+        draw(bytes)?;
+        *time = sys::now() - start;
+    }
+    draws.write()
+}
