@@ -61,7 +61,7 @@ test-debug:
 	@VMGENID_KERNEL=debug-builtin scripts/test
 
 # The packages, and what they do in a whole Debian guest.
-demo check soak bench deb test-debian:
+demo check soak stepper bench deb test-debian:
 	@scripts/$@
 
 help:
@@ -80,6 +80,8 @@ help:
 	@echo  '  test-debug      - all tests under KASAN, lockdep, kmemleak, KCSAN, ...'
 	@echo  '  soak            - a thousand restores (RESTORES=N), then an hour of unbinding and'
 	@echo  '                    unloading under load (SOAK=MINUTES)'
+	@echo  '  stepper         - snapshots at every instruction of a reseed, two clones of each; writes'
+	@echo  '                    out/stepper.md (hours)'
 	@echo  '  bench           - measure the driver beside its peers; writes Documentation/bench'
 	@echo  '  deb             - the packages vmgenid-dkms and vmgenid, in out/deb'
 	@echo  '  test-debian     - install them in Debian guests, with Debian'"'"'s own kernel'
@@ -88,4 +90,4 @@ help:
 	@echo  '  prepare         - only build'
 	@echo  '  KERNEL=NAME     - of vm, prepare, test: tests/kernel/NAME.config [$(KERNEL)]'
 
-.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm demo test test-debug test-debian deb soak bench check help
+.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm demo test test-debug test-debian deb soak stepper bench check help

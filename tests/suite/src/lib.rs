@@ -31,6 +31,7 @@ mod reseeds;
 mod shared;
 mod sleep;
 mod starved;
+mod stepper;
 mod stress;
 mod tool;
 mod vmforks;
@@ -55,13 +56,14 @@ const TINY_ONLY: [&str; 6] = [
 
 /// What the driver promises whatever it is loaded with: with VMGENID_PARAMETERS in the
 /// environment, the rest is shown as ignored.
-const PARAMETERS: [&str; 6] = [
+const PARAMETERS: [&str; 7] = [
     "changes::",
     "clones::",
     "contention::",
     "lifecycle::",
     "promises::",
     "reseeds::",
+    "stepper::",
 ];
 
 /// What needs a kernel in which things can be made to fail.
@@ -89,9 +91,16 @@ const NOT_BUILTIN: [&str; 6] = [
 /// What is for such a kernel only.
 const BUILTIN_ONLY: [&str; 2] = ["guests::beside_vmgenctr_", "input::vmgenctr_refuses_"];
 
+/// What steps through machine code. The checkers of the other kernels add calls to it.
+const STEPPER: &str = "stepper::";
+
+/// What steps through the kernel's own driver, where that is built in.
+const STEPPER_BUILTIN: &str = "stepper::a_snapshot_in_the_builtin_drivers_";
+
 /// What takes an hour.
-const SOAKS: [&str; 3] = [
+const SOAKS: [&str; 4] = [
     "clones::a_thousand_restores",
+    "stepper::every_instruction_",
     "stress::a_thousand_rebinds",
     "stress::soak",
 ];
@@ -106,7 +115,7 @@ pub fn main() -> ExitCode {
     }
     // One test spends its time waiting for a guest to grow old.
     args.test_threads = args.test_threads.or(Some(3));
-    let tests: [&[Test]; 23] = [
+    let tests: [&[Test]; 24] = [
         awslc::TESTS,
         checkers::TESTS,
         clones::TESTS,
@@ -128,6 +137,7 @@ pub fn main() -> ExitCode {
         qemu::TESTS,
         sleep::TESTS,
         starved::TESTS,
+        stepper::TESTS,
         stress::TESTS,
         tool::TESTS,
     ];

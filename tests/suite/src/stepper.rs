@@ -1,0 +1,770 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Snapshots taken at chosen instructions of the guest.
+//!
+//! QEMU's gdbstub stops the guest at a function's first instruction, and steps the guest from
+//! there to the function's return. The test takes a snapshot between two instructions, and
+//! restores it in two clones, each with an ID and a counter of its own. In each clone a real-time
+//! process preempts the thread that the snapshot interrupted. The process waits for read() to
+//! return the new counter, and draws from the kernel's generator. No draw may be the same in both
+//! clones.
+//!
+//! Linux's crng_reseed() extracts a key with interrupts enabled, and installs the key later,
+//! without looking whether a newer one is there. A snapshot in between leaves a kernel thread in
+//! every clone that will install the same old key. The process sleeps after the first draws (see
+//! tests/contract/src/preempt.rs), and the kernel thread goes on.
+
+use crate::{
+    context::{Context, await_random, genctr, wait},
+    draws::{Draws, Same},
+    tests,
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use std::{collections::BTreeSet, fmt, thread};
+use vm::{
+    Name, Options, Vm,
+    gdb::{Cpu, Gdb, Registers},
+    kernel,
+};
+
+tests! {
+    a_snapshot_in_a_reseed_makes_no_draw_equal_on_1_cpu
+    a_snapshot_in_a_reseed_makes_no_draw_equal_on_2_cpus
+    a_snapshot_in_the_builtin_drivers_reseed_makes_no_draw_equal
+    a_snapshot_in_read_makes_no_draw_equal
+    a_snapshot_in_the_drivers_reseed_makes_no_draw_equal
+    without_the_barrier_draws_are_equal
+    every_instruction_of_a_reseed
+    every_instruction_of_the_builtin_drivers_reseed
+    every_instruction_of_read
+    every_instruction_of_the_drivers_reseed
+}
+
+/// How many draws each clone makes, its processes together.
+const DRAWS: usize = 6000;
+
+/// The counters of the two clones: no counter of the original is as high.
+const CLONES: [u32; 2] = [100, 101];
+
+/// The kernel's functions that a reseed is stepped through.
+const RESEED: [&str; 2] = ["crng_reseed", "extract_entropy"];
+
+/// At how many instructions of the driver `make test` takes a snapshot, about.
+const SAMPLE: usize = 10;
+
+/// A part of the name of each function of the driver that the kernel calls for read().
+const READ: &str = "::read";
+
+/// A part of the name of the driver's function that reseeds.
+const SLOW: &str = "::reseed";
+
+/// Which function of the guest's kernel is stepped through.
+#[derive(Clone, Copy, PartialEq)]
+enum Path {
+    /// The kernel's own periodic reseed, in a kworker.
+    Periodic,
+    /// The reseed of the kernel's built-in driver after a notification, in a kworker.
+    Builtin,
+    /// The driver's read().
+    Read,
+    /// The driver's reseed after a notification.
+    Driver,
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Path::Periodic => "the periodic reseed",
+            Path::Builtin => "the built-in driver's reseed",
+            Path::Read => "the driver's read()",
+            Path::Driver => "the driver's reseed",
+        })
+    }
+}
+
+impl Path {
+    /// Whether the path begins with a new generation of the original.
+    fn needs_change(self) -> bool {
+        matches!(self, Path::Builtin | Path::Driver)
+    }
+
+    /// The functions that are stepped through. Others are stepped over.
+    fn inside(self, symbols: &Symbols) -> Result<Vec<Function>> {
+        match self {
+            Path::Periodic | Path::Builtin => {
+                RESEED.iter().map(|name| symbols.function(name)).collect()
+            }
+            Path::Read | Path::Driver => symbols.driver(""),
+        }
+    }
+
+    /// The functions that the path can begin with.
+    fn entries(self, symbols: &Symbols) -> Result<Vec<Function>> {
+        match self {
+            Path::Periodic | Path::Builtin => Ok(vec![symbols.function(RESEED[0])?]),
+            Path::Read => symbols.driver(READ),
+            Path::Driver => symbols.driver(SLOW),
+        }
+    }
+
+    /// Whether the path begins with this call, by `caller`.
+    fn begins(self, registers: &Registers, caller: &Function) -> bool {
+        match self {
+            // Only the work queue passes an argument.
+            Path::Periodic => registers.rdi != 0,
+            Path::Builtin => caller.name == "add_vmfork_randomness",
+            // The kernel calls the driver.
+            Path::Read => !caller.driver,
+            Path::Driver => true,
+        }
+    }
+}
+
+/// A function of the guest's kernel, or of a module.
+#[derive(Clone)]
+struct Function {
+    name: String,
+    start: u64,
+    end: u64,
+    driver: bool,
+}
+
+impl Function {
+    fn has(&self, address: u64) -> bool {
+        (self.start..self.end).contains(&address)
+    }
+}
+
+/// All functions, in the order of their addresses.
+struct Symbols(Vec<Function>);
+
+impl Symbols {
+    /// The guest itself says where its functions are.
+    fn of(vm: &Vm) -> Result<Self> {
+        let module = format!("[{}]", kernel::driver(&kernel::default()));
+        let mut functions = Vec::new();
+        for line in vm.shell("cat /proc/kallsyms")?.lines() {
+            let words: Vec<_> = line.split_whitespace().collect();
+            let [address, "t" | "T", name, ref rest @ ..] = words[..] else {
+                continue;
+            };
+            functions.push(Function {
+                name: demangled(name),
+                start: u64::from_str_radix(address, 16)?,
+                end: u64::MAX,
+                driver: rest.first() == Some(&module.as_str()),
+            });
+        }
+        functions.sort_by_key(|function| function.start);
+        let starts: Vec<_> = functions.iter().map(|function| function.start).collect();
+        for function in &mut functions {
+            let next = starts.partition_point(|&start| start <= function.start);
+            function.end = starts.get(next).copied().unwrap_or(u64::MAX);
+        }
+        ensure!(
+            functions.first().is_some_and(|function| function.start > 0),
+            "the guest hides its kernel's addresses"
+        );
+        Ok(Self(functions))
+    }
+
+    /// The kernel's function of that name.
+    fn function(&self, name: &str) -> Result<Function> {
+        let functions = self.0.iter().filter(|function| !function.driver);
+        let functions = functions.filter(|function| function.name == name);
+        match functions.collect::<Vec<_>>()[..] {
+            [function] => Ok(function.clone()),
+            ref other => bail!(
+                "the guest's kernel has {} functions {name}, not one: the compiler has inlined it, \
+                 or made several of it",
+                other.len()
+            ),
+        }
+    }
+
+    /// The driver's functions with that in their names.
+    fn driver(&self, part: &str) -> Result<Vec<Function>> {
+        let functions = self.0.iter().filter(|function| function.driver);
+        let functions = functions.filter(|function| function.name.contains(part));
+        let functions: Vec<_> = functions.cloned().collect();
+        ensure!(
+            !functions.is_empty(),
+            "the driver has no function with {part:?} in its name"
+        );
+        Ok(functions)
+    }
+
+    /// The function that has the instruction at this address.
+    fn at(&self, address: u64) -> Option<&Function> {
+        let after = self.0.partition_point(|function| function.start <= address);
+        after.checked_sub(1).and_then(|n| self.0.get(n))
+    }
+
+    fn describe(&self, address: u64) -> String {
+        match self.at(address) {
+            Some(function) => format!("{}+{:#x}", function.name, address - function.start),
+            None => format!("{address:#x}"),
+        }
+    }
+}
+
+/// A function's name, without what the compiler added: the types that it was made for, and the
+/// suffix of a function one of whose arguments is always the same.
+fn demangled(name: &str) -> String {
+    let before = |name: &str, end| name.split(end).next().unwrap_or_default().to_string();
+    let name = format!(
+        "{:#}",
+        rustc_demangle::demangle(&before(name, ".constprop."))
+    );
+    before(&name, "::<")
+}
+
+/// A place between two instructions.
+#[derive(Clone, Debug)]
+struct Boundary {
+    address: u64,
+    /// The function that has returned here.
+    after: Option<String>,
+}
+
+/// One pass through a path.
+struct Walk<'a> {
+    gdb: &'a mut Gdb,
+    symbols: &'a Symbols,
+    inside: Vec<Function>,
+    /// The CPU that the path's thread is on.
+    cpu: Cpu,
+    /// The stack pointer at the first instruction, which points at the return address.
+    frame: u64,
+    at: Boundary,
+}
+
+impl<'a> Walk<'a> {
+    /// Lets the guest run until the path begins.
+    fn start(gdb: &'a mut Gdb, symbols: &'a Symbols, path: Path) -> Result<Self> {
+        let entries = path.entries(symbols)?;
+        let starts: Vec<_> = entries.iter().map(|function| function.start).collect();
+        let (cpu, registers) = run_to(gdb, &starts, |gdb, cpu, registers| {
+            let caller = symbols.at(gdb.read_u64(cpu, registers.rsp)?);
+            Ok(caller.is_some_and(|caller| path.begins(registers, caller)))
+        })
+        .with_context(|| format!("waiting for {path}"))?;
+        Ok(Self {
+            gdb,
+            symbols,
+            inside: path.inside(symbols)?,
+            cpu,
+            frame: registers.rsp,
+            at: Boundary {
+                address: registers.rip,
+                after: None,
+            },
+        })
+    }
+
+    /// Goes on to the next boundary. `false`: the path's first function has returned.
+    fn step(&mut self) -> Result<bool> {
+        let before = function_at(&self.inside, self.at.address).cloned();
+        self.gdb.step(self.cpu)?;
+        let mut registers = self.gdb.registers(self.cpu)?;
+        let mut after = None;
+        while registers.rsp <= self.frame && function_at(&self.inside, registers.rip).is_none() {
+            // After a call, and after a jump to another function, the stack pointer points at the
+            // return address.
+            let returns_to = self.gdb.read_u64(self.cpu, registers.rsp)?;
+            let (called, stack) = (registers.rip, registers.rsp + 8);
+            // Another thread, on another stack, can come by.
+            (self.cpu, registers) = run_to(self.gdb, &[returns_to], |_, _, registers| {
+                Ok(registers.rsp == stack)
+            })
+            .with_context(|| format!("stepping over {}", self.symbols.describe(called)))?;
+            after = self.symbols.at(called).map(|called| called.name.clone());
+        }
+        if registers.rsp > self.frame {
+            return Ok(false);
+        }
+        // A function that was stepped through has returned.
+        if let Some(before) = before.filter(|before| !before.has(registers.rip)) {
+            let now = function_at(&self.inside, registers.rip);
+            if now.is_some_and(|now| now.start != registers.rip) && after.is_none() {
+                after = Some(before.name);
+            }
+        }
+        self.at = Boundary {
+            address: registers.rip,
+            after,
+        };
+        Ok(true)
+    }
+}
+
+fn function_at(functions: &[Function], address: u64) -> Option<&Function> {
+    functions.iter().find(|function| function.has(address))
+}
+
+/// Lets the guest run until a CPU is at one of the addresses, with registers that are `right`.
+fn run_to(
+    gdb: &mut Gdb,
+    addresses: &[u64],
+    mut right: impl FnMut(&mut Gdb, Cpu, &Registers) -> Result<bool>,
+) -> Result<(Cpu, Registers)> {
+    loop {
+        for &address in addresses {
+            gdb.set_breakpoint(address)?;
+        }
+        let cpu = gdb.run()?;
+        for &address in addresses {
+            gdb.clear_breakpoint(address)?;
+        }
+        let registers = gdb.registers(cpu)?;
+        if right(gdb, cpu, &registers)? {
+            return Ok((cpu, registers));
+        }
+        // The breakpoint would stop the CPU again at once.
+        gdb.step(cpu)?;
+    }
+}
+
+/// The guest that the snapshots are taken of.
+struct Original {
+    /// Dropped first: the guest runs again when it is asked how it fared.
+    gdb: Gdb,
+    vm: Vm,
+    symbols: Symbols,
+    cpus: usize,
+    counter: u32,
+}
+
+/// How the processes wait for the new counter.
+#[derive(Clone, Copy, PartialEq)]
+enum Look {
+    /// By the mapped page. Then they read().
+    Mapped,
+    /// By read().
+    Read,
+    /// By the mapped page. They do not read().
+    WithoutBarrier,
+}
+
+impl Original {
+    fn boot(context: &Context, options: Options, look: Look) -> Result<Self> {
+        let counter = 42;
+        let options = Options {
+            genctr: Some(counter),
+            ..options
+        };
+        let cpus = usize::from(options.smp());
+        let vm = context.boot(options)?;
+        await_random(&vm)?;
+        let rdrand = vm.shell("grep -cw rdrand /proc/cpuinfo || true")?;
+        ensure!(rdrand.trim() == "0", "the guest has RDRAND");
+        let count = (DRAWS / cpus).to_string();
+        for cpu in 0..cpus {
+            let (out, said) = (format!("/tmp/draws-{cpu}"), format!("/tmp/said-{cpu}"));
+            let (cpu, until) = (cpu.to_string(), CLONES[0].to_string());
+            let mut argv = vec!["contract", "preempt", "--out", &out, "--cpu", &cpu];
+            argv.extend(["--count", &count, "--until", &until]);
+            match look {
+                Look::Mapped => {}
+                Look::Read => argv.push("--by-read"),
+                Look::WithoutBarrier => argv.push("--no-barrier"),
+            }
+            vm.spawn(argv, &said)?;
+            wait("a process that naps", || {
+                let said = vm.shell(&format!("cat {said}"))?;
+                ensure!(said.is_empty() || is_waiting(&said), "{said}");
+                Ok((!said.is_empty()).then_some(()))
+            })?;
+        }
+        Ok(Self {
+            symbols: Symbols::of(&vm)?,
+            gdb: vm.debug()?,
+            vm,
+            cpus,
+            counter,
+        })
+    }
+
+    /// Steps through a path once. At each boundary the guest stands still, and `visit` is called.
+    fn walk(
+        &mut self,
+        path: Path,
+        mut visit: impl FnMut(&mut Vm, &Symbols, &Boundary) -> Result<()>,
+    ) -> Result<()> {
+        if path.needs_change() {
+            self.counter += 1;
+            self.vm.set_genctr(self.counter)?;
+        }
+        let mut seen = BTreeSet::new();
+        let mut walk = Walk::start(&mut self.gdb, &self.symbols, path)?;
+        loop {
+            // A loop passes the same boundary more than once.
+            if seen.insert(walk.at.address) {
+                visit(&mut self.vm, &self.symbols, &walk.at)?;
+            }
+            if !walk.step()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A path's boundaries.
+    fn boundaries(&mut self, path: Path) -> Result<Vec<Boundary>> {
+        let mut all = Vec::new();
+        self.walk(path, |_, _, at| {
+            all.push(at.clone());
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Takes a snapshot at each boundary of the sample.
+    fn rows_of(&mut self, path: Path, sample: &[Boundary]) -> Result<Vec<Row>> {
+        let wanted = |at: &Boundary| sample.iter().any(|wanted| wanted.address == at.address);
+        let rows = self.equal_draws(path, wanted, |_| {})?;
+        ensure!(
+            rows.len() == sample.len(),
+            "{path} went another way the second time: {} instructions of {}",
+            rows.len(),
+            sample.len()
+        );
+        Ok(rows)
+    }
+
+    /// Steps through a path, and takes a snapshot at each boundary that is `wanted`. `tell` is
+    /// called with each row.
+    fn equal_draws(
+        &mut self,
+        path: Path,
+        mut wanted: impl FnMut(&Boundary) -> bool,
+        tell: impl Fn(&Row),
+    ) -> Result<Vec<Row>> {
+        let mut rows = Vec::new();
+        let cpus = self.cpus;
+        self.walk(path, |vm, symbols, at| {
+            if !wanted(at) {
+                return Ok(());
+            }
+            let place = symbols.describe(at.address);
+            let equal = two_clones(vm, cpus).with_context(|| format!("a snapshot at {place}"))?;
+            let after = at.after.clone();
+            let row = Row {
+                place,
+                after,
+                equal,
+            };
+            tell(&row);
+            rows.push(row);
+            Ok(())
+        })?;
+        Ok(rows)
+    }
+}
+
+/// What came of a snapshot.
+struct Row {
+    place: String,
+    after: Option<String>,
+    /// How many draws were the same in both clones.
+    equal: usize,
+}
+
+impl Row {
+    fn instruction(&self) -> String {
+        match &self.after {
+            Some(after) => format!("{} ({after} has returned)", self.place),
+            None => self.place.clone(),
+        }
+    }
+}
+
+fn is_waiting(said: &str) -> bool {
+    said.starts_with("waiting") && said.lines().count() == 1
+}
+
+/// Takes a snapshot, restores it twice, and counts the draws that are the same in both clones.
+fn two_clones(vm: &mut Vm, cpus: usize) -> Result<usize> {
+    let snapshot: Name = "step".parse()?;
+    vm.snapshot(&snapshot)?;
+    let draws: Result<Vec<_>> = thread::scope(|scope| {
+        let vm = &*vm;
+        let clones = CLONES.map(|counter| {
+            let snapshot = &snapshot;
+            scope.spawn(move || draws_of(&vm.clone_from(snapshot, Some(counter), None)?, cpus))
+        });
+        let draws = clones.into_iter();
+        draws.map(|clone| clone.join().expect("panicked")).collect()
+    });
+    vm.delete_snapshot(&snapshot)?;
+    Ok(Same::of(&draws?).most)
+}
+
+/// Waits for what the processes of a clone draw.
+fn draws_of(vm: &Vm, cpus: usize) -> Result<Draws> {
+    let files = |name: &str| {
+        let files = (0..cpus).map(|cpu| format!("/tmp/{name}-{cpu}"));
+        files.collect::<Vec<_>>().join(" ")
+    };
+    let look = format!("cat {} 2>/dev/null", files("draws"));
+    let said = wait("the draws", || {
+        let output = vm.exec(["sh", "-c", &look])?;
+        if output.status.success() {
+            return Ok(Some(String::from_utf8(output.stdout)?));
+        }
+        for cpu in 0..cpus {
+            let said = vm.shell(&format!("cat /tmp/said-{cpu}"))?;
+            ensure!(is_waiting(&said), "{said}");
+        }
+        Ok(None)
+    })?;
+    let draws: Draws = said.parse()?;
+    let count = draws.all().count();
+    ensure!(count == DRAWS, "{count} draws");
+    Ok(draws)
+}
+
+/// Six boundaries of a reseed. From the return of blake2s_final() on, an ID that is mixed in comes
+/// too late for the key. The unlock of base_crng.lock is when the key is installed.
+fn sample_of_reseed(all: &[Boundary]) -> Result<Vec<Boundary>> {
+    let returned = |from: usize, name: &str| -> Result<usize> {
+        let after = |at: &Boundary| at.after.as_deref().is_some_and(|a| a.starts_with(name));
+        let n = all.iter().skip(from).position(after);
+        let n = n.with_context(|| format!("in a reseed, {name} never returns (inlined?)"))?;
+        Ok(from + n)
+    };
+    let hashed = returned(0, "blake2s_final")?;
+    let extracted = returned(hashed, "extract_entropy")?;
+    let locked = returned(extracted, "_raw_spin_lock")?;
+    let unlocked = returned(locked, "_raw_spin_unlock")?;
+    let middle = (hashed + extracted) / 2;
+    let sample = [hashed, middle, extracted, locked - 1, locked, unlocked - 1];
+    Ok(sample.map(|n| all[n].clone()).into())
+}
+
+fn cpus(smp: u16) -> Options {
+    Options {
+        smp: Some(smp),
+        ..genctr(1)
+    }
+}
+
+/// How the processes of a path's clones look at the counter.
+fn look(path: Path) -> Look {
+    match path {
+        Path::Read => Look::Read,
+        _ => Look::Mapped,
+    }
+}
+
+/// Takes snapshots at some of a path's instructions.
+fn expect_no_equal_draw(context: &Context, path: Path, options: Options) -> Result<()> {
+    let mut original = Original::boot(context, options, look(path))?;
+    let all = original.boundaries(path)?;
+    let rows = match path {
+        Path::Periodic | Path::Builtin => original.rows_of(path, &sample_of_reseed(&all)?)?,
+        Path::Read | Path::Driver => {
+            // The driver need not go the same way again.
+            let candidate = |at: &Boundary| path == Path::Read || at.after.is_some();
+            let count = all.iter().filter(|at| candidate(at)).count();
+            let every = count.div_ceil(SAMPLE).max(1);
+            let mut n = 0;
+            let wanted = |at: &Boundary| {
+                n += usize::from(candidate(at));
+                candidate(at) && (n - 1) % every == 0
+            };
+            original.equal_draws(path, wanted, |_| {})?
+        }
+    };
+    judge(path, &rows)
+}
+
+fn judge(path: Path, rows: &[Row]) -> Result<()> {
+    ensure!(!rows.is_empty(), "no snapshot was taken in {path}");
+    let bad = rows.iter().filter(|row| row.equal > 0);
+    let bad: Vec<_> = bad
+        .map(|row| format!("{:5} at {}", row.equal, row.instruction()))
+        .collect();
+    ensure!(
+        bad.is_empty(),
+        "two clones of a snapshot in {path} draw the same after the barrier; of {DRAWS} draws:\n{}",
+        bad.join("\n")
+    );
+    Ok(())
+}
+
+/// Expect that, wherever in a reseed of the kernel's own the snapshot was taken, the clones do not
+/// go on with the key of that reseed.
+fn a_snapshot_in_a_reseed_makes_no_draw_equal_on_1_cpu(context: &Context) -> Result<()> {
+    expect_no_equal_draw(context, Path::Periodic, cpus(1))
+}
+
+/// Expect the same where the interrupted reseed and the driver's can run on two CPUs.
+fn a_snapshot_in_a_reseed_makes_no_draw_equal_on_2_cpus(context: &Context) -> Result<()> {
+    expect_no_equal_draw(context, Path::Periodic, cpus(2))
+}
+
+/// Expect the same of the reseed of the kernel's own driver.
+fn a_snapshot_in_the_builtin_drivers_reseed_makes_no_draw_equal(context: &Context) -> Result<()> {
+    expect_no_equal_draw(context, Path::Builtin, cpus(1))
+}
+
+/// Expect that a read() that a restore interrupts returns the old counter, or comes after a reseed
+/// with the new ID.
+fn a_snapshot_in_read_makes_no_draw_equal(context: &Context) -> Result<()> {
+    expect_no_equal_draw(context, Path::Read, cpus(1))
+}
+
+/// Expect that a reseed of the driver that a restore interrupts is not taken for one with the new
+/// ID.
+fn a_snapshot_in_the_drivers_reseed_makes_no_draw_equal(context: &Context) -> Result<()> {
+    expect_no_equal_draw(context, Path::Driver, cpus(1))
+}
+
+/// Expect equal draws without the early look and without read(): the clones draw from the key that
+/// is in the snapshot. So the other tests can fail.
+fn without_the_barrier_draws_are_equal(context: &Context) -> Result<()> {
+    let options = Options {
+        parameter: vec!["early_look=0".into()],
+        ..cpus(1)
+    };
+    let mut original = Original::boot(context, options, Look::WithoutBarrier)?;
+    let all = original.boundaries(Path::Periodic)?;
+    let extracted = sample_of_reseed(&all)?.swap_remove(2);
+    let rows = original.rows_of(Path::Periodic, &[extracted])?;
+    ensure!(
+        rows.iter().all(|row| row.equal > 0),
+        "without the barrier no draw is equal, so no test here can fail"
+    );
+    Ok(())
+}
+
+/// Expect the same of every instruction of a reseed.
+fn every_instruction_of_a_reseed(context: &Context) -> Result<()> {
+    every_instruction(context, Path::Periodic)
+}
+
+/// Expect the same of every instruction of that reseed.
+fn every_instruction_of_the_builtin_drivers_reseed(context: &Context) -> Result<()> {
+    every_instruction(context, Path::Builtin)
+}
+
+/// Expect the same of every instruction of read().
+fn every_instruction_of_read(context: &Context) -> Result<()> {
+    every_instruction(context, Path::Read)
+}
+
+/// Expect the same of every instruction of the driver's reseed.
+fn every_instruction_of_the_drivers_reseed(context: &Context) -> Result<()> {
+    every_instruction(context, Path::Driver)
+}
+
+/// For `make stepper`: takes a snapshot at every instruction of a path, and prints a table.
+fn every_instruction(context: &Context, path: Path) -> Result<()> {
+    let mut table = Table::default();
+    let mut failures = Vec::new();
+    for early_look in [1, 0] {
+        for smp in [1, 2] {
+            let column = format!("{smp} CPU, early_look={early_look}");
+            let options = Options {
+                parameter: vec![format!("early_look={early_look}")],
+                ..cpus(smp)
+            };
+            let mut original = Original::boot(context, options, look(path))?;
+            let tell = |row: &Row| eprintln!("{column}: {:5} {}", row.equal, row.instruction());
+            let rows = original.equal_draws(path, |_| true, tell)?;
+            failures.extend(judge(path, &rows).err());
+            table.add(column, &rows);
+        }
+    }
+    let driver = kernel::driver(&kernel::default());
+    println!("{driver}, a snapshot in {path}: equal draws of {DRAWS}\n\n{table}");
+    failures.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Instructions, and how many draws were equal in each configuration.
+#[derive(Default)]
+struct Table {
+    columns: Vec<String>,
+    rows: Vec<(String, Vec<Option<usize>>)>,
+}
+
+impl Table {
+    fn add(&mut self, column: String, rows: &[Row]) {
+        for row in rows {
+            let instruction = row.instruction();
+            let known = self
+                .rows
+                .iter()
+                .position(|(known, _)| *known == instruction);
+            let n = known.unwrap_or_else(|| {
+                self.rows.push((instruction, Vec::new()));
+                self.rows.len() - 1
+            });
+            self.rows[n].1.resize(self.columns.len(), None);
+            self.rows[n].1.push(Some(row.equal));
+        }
+        self.columns.push(column);
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "| {} | instruction |", self.columns.join(" | "))?;
+        writeln!(f, "|{}", " ---: |".repeat(self.columns.len()) + " --- |")?;
+        for (instruction, equal) in &self.rows {
+            for (n, column) in self.columns.iter().enumerate() {
+                let width = column.len();
+                match equal.get(n).copied().flatten() {
+                    Some(equal) => write!(f, "| {equal:width$} ")?,
+                    // This configuration went another way.
+                    None => write!(f, "| {:>width$} ", "-")?,
+                }
+            }
+            writeln!(f, "| {instruction} |")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_without_what_the_compiler_added() {
+        let apply = "_RINvMs_NtNtCs9XfaWdM7c5b_7vmgenid6driver4ruleNtB5_4Rule5applyNCNvB5_1f0EB9_";
+        for (name, expected) in [
+            ("crng_reseed", "crng_reseed"),
+            ("extract_entropy.constprop.0", "extract_entropy"),
+            ("crng_reseed.cold", "crng_reseed.cold"),
+            (apply, "<vmgenid::driver::rule::Rule>::apply"),
+        ] {
+            assert_eq!(demangled(name), expected);
+        }
+    }
+
+    #[test]
+    fn the_sample_of_a_reseed_is_where_the_key_is_in_danger() {
+        let calls = [
+            "_raw_spin_lock_irqsave",
+            "blake2s_final",
+            "blake2s",
+            "",
+            "extract_entropy",
+            "",
+            "_raw_spin_lock_irqsave",
+            "",
+            "_raw_spin_unlock_irqrestore",
+        ];
+        let boundary = |(n, call): (usize, &&str)| Boundary {
+            address: n as u64,
+            after: (!call.is_empty()).then(|| call.to_string()),
+        };
+        let all: Vec<_> = calls.iter().enumerate().map(boundary).collect();
+        let sample = sample_of_reseed(&all).unwrap();
+        let sample: Vec<_> = sample.iter().map(|at| at.address).collect();
+        assert_eq!(sample, [1, 2, 4, 5, 6, 7]);
+        let said = sample_of_reseed(&all[2..]).unwrap_err().to_string();
+        assert!(said.contains("blake2s_final"), "{said}");
+    }
+}
