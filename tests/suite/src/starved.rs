@@ -11,7 +11,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result, ensure};
 use std::time::Duration;
-use vm::{Options, Vm};
+use vm::{Options, Vm, qapi::qmp::system_powerdown};
 
 tests! {
     calls_that_must_not_sleep_return_at_once
@@ -44,6 +44,9 @@ impl Starved {
             echo -1 >/proc/sys/kernel/sched_rt_runtime_us
             for server in /sys/kernel/debug/sched/*_server/cpu1; do echo 0 >$server/runtime; done",
         )?;
+        // The SCI, and the threads of its handlers, move with the next one.
+        vm.qmp(&system_powerdown {})?;
+        vm.shell("sleep 1")?;
         let result = before(&vm)?;
         let process =
             Background::start(&vm, "exec taskset 2 contract held --ms 3600000 --fifo 99")?;
