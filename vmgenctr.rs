@@ -2,12 +2,11 @@
 
 //! The Virtual Machine Generation ID driver, for kernels whose own driver is built in.
 //!
-//! The kernel's driver (`drivers/virt/vmgenid.c`) has the device, and is to keep it. This module
-//! does all that `vmgenid` does, through a platform device of its own, except that the kernel's
-//! driver calls the vmfork notifiers.
+//! The kernel's driver (`drivers/virt/vmgenid.c`) keeps the device. This module binds a platform
+//! device of its own, and does the same as `vmgenid`, except that the kernel's driver calls the
+//! vmfork notifiers.
 //!
-//! Limitations: those of `vmgenid`. This module does not work where it cannot open `/dev/random`
-//! when it is loaded.
+//! Limitations: those of `vmgenid`. And the module does not load without `/dev/random`.
 
 use kernel::{
     acpi::DeviceId,
@@ -33,8 +32,8 @@ use driver::{
     registry::Registry, //
 };
 
-// For the module's aliases only: udev loads it where there is such a device. The driver is not
-// matched by these IDs, or it would get the kernel's device where the kernel's driver lets go of it.
+// For the module's aliases only, by which udev loads it. The driver does not match these IDs: it
+// would bind the kernel's own platform device after the kernel's driver was unbound.
 kernel::acpi_device_table!(
     _ACPI_TABLE,
     (),
@@ -44,11 +43,12 @@ kernel::acpi_device_table!(
     ]
 );
 
-/// The same IDs.
+/// The IDs in `_ACPI_TABLE`.
 const IDS: [&CStr; 2] = [c"VMGENCTR", c"VM_GEN_COUNTER"];
 
-/// A bound device. When it is unbound, the nodes go first. Then devres removes the interrupt's and
-/// the notification's handlers. What open files and mappings use stays in the [`Registry`].
+/// A bound device. An unbind removes the nodes first. Then devres removes the handlers of the
+/// interrupt, of power transitions and of the notification. The [`Registry`] keeps the data that
+/// open files and mappings use.
 struct VmGenCtr {
     _node: Option<Pin<KBox<Node>>>,
     _sysgenid: Option<Pin<KBox<Node>>>,
@@ -71,13 +71,13 @@ impl VmGenCtr {
         let firmware = acpi::Device::companion(dev).ok_or(ENODEV)?;
         let generation = probe::generation(dev, firmware, module_parameters::sysgenid.value())?;
 
-        // When this returns, the kernel was reseeded with the ID that is there now.
+        // When this returns, the ID that was in memory at the call is published.
         generation.watch(dev)?;
         if module_parameters::early_look.value() {
             early::look(dev, &generation);
         }
 
-        // If something is wrong with the counter, the kernel is reseeded all the same.
+        // A missing or malformed counter does not fail the probe: the driver still reseeds.
         Ok(Self {
             _node: probe::counter_page(dev, firmware)
                 .and_then(|page| probe::counter_node(dev, &generation, page)),
@@ -86,7 +86,7 @@ impl VmGenCtr {
     }
 }
 
-/// Makes a platform device for each that the kernel's driver has.
+/// Registers a platform device for each ACPI device that has one of these IDs.
 fn devices() -> Result<KVec<OwnedDevice>> {
     let mut devices = KVec::new();
     acpi::Device::each_with_id(&IDS, |device| {
@@ -103,7 +103,7 @@ fn devices() -> Result<KVec<OwnedDevice>> {
 
 #[pin_data]
 struct VmGenCtrModule {
-    // Dropped in this order: bound devices use the registry.
+    // Dropped in this order: the driver unbinds its devices before the registry goes.
     _devices: KVec<OwnedDevice>,
     #[pin]
     _driver: kernel::driver::Registration<platform::Adapter<VmGenCtr>>,

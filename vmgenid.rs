@@ -2,20 +2,19 @@
 
 //! Virtual Machine Generation ID driver.
 //!
-//! Hypervisors change the generation ID when a virtual machine is restored from a snapshot or
-//! cloned. This driver reseeds the kernel's random number generator when that happens, and gives
-//! userspace the generation counter, which some hypervisors change along with the ID, through
-//! `/dev/vmgenid`.
+//! Hypervisors change the generation ID when they restore a virtual machine from a snapshot or
+//! clone it. Then this driver reseeds the kernel's random number generator. Some hypervisors change
+//! a generation counter along with the ID: userspace reads or maps it through `/dev/vmgenid`.
 //!
-//! `vmgenctr` is the same for kernels whose own driver is built in.
+//! `vmgenctr` is the module for kernels whose own driver is built in.
 //!
 //! Limitations:
 //! - ACPI only: device tree nodes (`microsoft,vmgenid`) are not bound.
-//! - One device has the node; a second one only reseeds.
-//! - Confidential guests: the counter's page is mapped to userspace as the kernel maps it, that is
-//!   shared with the hypervisor, but this was not tried.
-//! - A root process that is in the ioctl `RNDRESEEDCRNG` of `/dev/random`, or writes to
-//!   `/sys/power/state`, when the snapshot is taken: see `driver/rule.rs`.
+//! - Only one device gets the node. The driver only reseeds for a second one.
+//! - Confidential guests: the kernel and processes map the counter's page as shared with the
+//!   hypervisor. This was not tried.
+//! - The barrier does not cover a root process that is in the ioctl `RNDRESEEDCRNG` of
+//!   `/dev/random`, or in a power transition, when the snapshot is taken: see `driver/rule.rs`.
 //!
 //! Specification: "Virtual Machine Generation ID", Microsoft, 2012, for the ID; QEMU's
 //! `docs/specs/vmgenid.rst`, with this project's series applied, for the counter.
@@ -50,8 +49,9 @@ kernel::acpi_device_table!(
     ]
 );
 
-/// A bound device. When it is unbound, the nodes go first. Then devres removes the interrupt's and
-/// the notification's handlers. What open files and mappings use stays in the [`Registry`].
+/// A bound device. An unbind removes the nodes first. Then devres removes the handlers of the
+/// interrupt, of power transitions and of the notification. The [`Registry`] keeps the data that
+/// open files and mappings use.
 struct VmGenId {
     _node: Option<Pin<KBox<Node>>>,
     _sysgenid: Option<Pin<KBox<Node>>>,
@@ -75,13 +75,13 @@ impl VmGenId {
         let firmware = acpi::Device::companion(dev).ok_or(ENODEV)?;
         let generation = probe::generation(dev, firmware, module_parameters::sysgenid.value())?;
 
-        // When this returns, the kernel was reseeded with the ID that is there now.
+        // When this returns, the ID that was in memory at the call is published.
         generation.watch(dev)?;
         if module_parameters::early_look.value() {
             early::look(dev, &generation);
         }
 
-        // If something is wrong with the counter, the kernel is reseeded all the same.
+        // A missing or malformed counter does not fail the probe: the driver still reseeds.
         Ok(Self {
             _node: probe::counter_page(dev, firmware)
                 .and_then(|page| probe::counter_node(dev, &generation, page)),
@@ -92,7 +92,7 @@ impl VmGenId {
 
 #[pin_data]
 struct VmGenIdModule {
-    // Dropped first: bound devices use the registry.
+    // Dropped first: this unbinds the devices, which use the registry.
     #[pin]
     _driver: kernel::driver::Registration<platform::Adapter<VmGenId>>,
     _registry: Registry,

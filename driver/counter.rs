@@ -53,7 +53,7 @@ impl Counter {
         u32::from_le(read_once(&*self.memory))
     }
 
-    /// Returns the counter, and whether `apply_rule` has published the ID that came with it.
+    /// Loads the counter, applies the rule, and returns the loaded counter.
     ///
     /// # Errors
     ///
@@ -67,8 +67,8 @@ impl Counter {
 
 /// Loads the counter, then applies the rule: the order that makes a read a barrier.
 ///
-/// The hypervisor changes the ID first and the counter second. If the counter that is loaded first
-/// here is new, the rule finds the ID that came with it.
+/// The hypervisor changes the ID first and the counter second. So if the loaded counter is new, the
+/// rule finds the ID that came with it.
 #[inline(always)]
 fn counter_first<T>(counter: impl FnOnce() -> u32, rule: impl FnOnce() -> T) -> (u32, T) {
     let value = counter();
@@ -76,20 +76,20 @@ fn counter_first<T>(counter: impl FnOnce() -> u32, rule: impl FnOnce() -> T) -> 
     (value, rule())
 }
 
-/// The value that a file returned last, which `poll` compares with: at first the one at `open`.
+/// The value that a file returned last, at first the value at `open`. `poll` compares with it.
 ///
-/// It is one word, so that a read that has nothing to note makes one comparison.
+/// It is one word, so that a read of an unchanged counter makes one comparison.
 pub(crate) struct LastRead(Atomic<u64>);
 
 impl LastRead {
-    /// Set while `poll` owes the file an event: a read has returned `EAGAIN`.
-    const OWED: u64 = 1 << 32;
+    /// Set when a read has returned `EAGAIN`: `poll` reports also an unchanged counter.
+    const RETRY: u64 = 1 << 32;
 
     pub(crate) fn new(value: u32) -> Self {
         Self(Atomic::new(value.into()))
     }
 
-    /// Notes that a read returned `value`.
+    /// Stores that a read has returned `value`.
     #[inline(always)]
     pub(crate) fn returned(&self, value: u32) {
         if self.is_new(value) {
@@ -97,13 +97,13 @@ impl LastRead {
         }
     }
 
-    /// Notes that a read returned `EAGAIN`. The next one may return the same value, if an ID came
-    /// without a new counter.
+    /// Stores that a read has returned `EAGAIN`. The next read may return the same counter: an ID
+    /// can change without a new counter.
     pub(crate) fn put_off(&self) {
-        self.0.store(read_once(&self.0) | Self::OWED, Relaxed);
+        self.0.store(read_once(&self.0) | Self::RETRY, Relaxed);
     }
 
-    /// Returns whether there is an event for `poll`, where the next read returns `value`.
+    /// Returns whether `poll` reports the file as readable, if the next read returns `value`.
     #[inline(always)]
     pub(crate) fn is_new(&self, value: u32) -> bool {
         read_once(&self.0) != value.into()
@@ -115,7 +115,7 @@ impl LastRead {
 mod tests {
     use super::*;
 
-    /// A machine that is restored after its first step, whichever that is.
+    /// A machine that is restored after the first step.
     struct Machine {
         steps: Atomic<u32>,
         reseeded: Atomic<bool>,
@@ -175,11 +175,11 @@ mod tests {
     }
 
     #[test]
-    fn a_read_that_was_put_off_is_owed_once() {
+    fn a_read_that_returned_eagain_is_reported_until_the_next_read() {
         for value in [0, 42, u32::MAX] {
             let last = LastRead::new(value);
             last.put_off();
-            // Whatever the counter is meanwhile.
+            // For each value of the counter.
             for counter in [0, 41, 42, 43, !value, u32::MAX] {
                 assert!(last.is_new(counter));
             }

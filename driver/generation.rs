@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A generation ID that is watched, and what is done when it changes.
+//! A generation ID, and the events at which the driver applies the rule to it.
 
 use super::{
     id::{
@@ -49,14 +49,14 @@ use kernel::{
     }, //
 };
 
-/// What all generations of the module share.
+/// The data that all generations of the module share.
 pub(crate) struct Shared {
     reseeder: Reseeder,
 
     /// The thread that applies the rule.
     worker: Arc<Worker>,
 
-    /// `None`: The reseed itself or the built-in driver calls them.
+    /// `None` if the reseed itself or the built-in driver calls the notifiers.
     notifiers: Option<Arc<Notifiers>>,
 }
 
@@ -77,29 +77,29 @@ impl Shared {
     }
 }
 
-/// A generation ID, and who is told about a reseed with it.
+/// A generation ID, the last published one, and the state of the rule for it.
 #[pin_data]
 pub(crate) struct Generation {
     id: GenerationId,
 
-    /// Written by the driver's thread only.
+    /// Only the driver's thread writes to it.
     published: Published,
     shared: Arc<Shared>,
 
-    /// Where reseeds are counted, if they are.
+    /// The count of reseeds, if they are counted.
     reseeds: Option<Arc<Reseeds>>,
 
-    /// Pollers wait here until a notification was handled.
+    /// Pollers of the counter wait here.
     #[pin]
     handled: PollCondVar,
 
-    /// Whether the pollers are to be woken when the rule was applied next.
+    /// Whether the next run wakes the pollers.
     awaited: Atomic<bool>,
 
-    /// Whether to reseed even with the same ID.
+    /// Whether the next run reseeds even if the ID is unchanged.
     resumed: Atomic<bool>,
 
-    /// Whether the last reseed failed.
+    /// Whether the last application of the rule failed.
     failed: Atomic<bool>,
 }
 
@@ -127,7 +127,7 @@ impl Job for Generation {
 }
 
 impl Generation {
-    /// Tells about a reseed with `id`.
+    /// Counts the reseed with `id`, and queues a call of the vmfork notifiers.
     fn tell(&self, id: Id) {
         if let Some(reseeds) = &self.reseeds {
             reseeds.count();
@@ -137,17 +137,17 @@ impl Generation {
         }
     }
 
-    /// Returns where the ID is.
+    /// Returns the range of the ID.
     pub(crate) fn range(&self) -> &Range {
         self.id.range()
     }
 
-    /// Returns where the reseeds with this ID are counted, if they are.
+    /// Returns the count of reseeds, if they are counted.
     pub(crate) fn reseeds(&self) -> Option<&Arc<Reseeds>> {
         self.reseeds.as_ref()
     }
 
-    /// Returns where to wait until a change has been handled.
+    /// Returns the wait queue of the counter's pollers.
     pub(crate) fn handled(&self) -> &PollCondVar {
         &self.handled
     }
@@ -160,7 +160,7 @@ impl Generation {
 }
 
 impl Watched {
-    /// Maps the ID in `range`. `counted`: whether to count the reseeds with it.
+    /// Maps the ID in `range`. Its reseeds are counted if `counted`.
     ///
     /// # Errors
     ///
@@ -183,8 +183,8 @@ impl Watched {
         Arc::pin_init(Work::new(worker, generation), GFP_KERNEL)
     }
 
-    /// Applies the rule now, at each notification of `dev`, and when the machine was suspended or
-    /// hibernated, until `dev` is unbound.
+    /// Applies the rule now and, until `dev` is unbound, at each notification of `dev` and after
+    /// each suspend and hibernation.
     ///
     /// # Errors
     ///
@@ -193,19 +193,19 @@ impl Watched {
     pub(crate) fn watch(self: &Arc<Self>, dev: &Device<Bound>) -> Result {
         acpi::register_notify_handler(dev, self.clone())?;
         pm::register(dev, self.clone())?;
-        // A later change is notified. An earlier one is handled here.
+        // The handlers above see later changes. This call handles earlier ones, and the first ID.
         self.apply_rule(true)
     }
 
-    /// Applies the reseed rule. When this returns `Ok`, the ID that was in memory at the call is
-    /// published. Where it is published already this is four loads.
+    /// Applies the reseed rule. When this returns `Ok`, the ID that was in memory at the call, or a
+    /// later one, is published. If that ID is published already, this is four loads.
     ///
-    /// Without `may_wait` this takes 2 ms at most, or somewhat longer on a busy CPU.
+    /// Without `may_wait` this sleeps for some 2 ms at most, and longer on a busy CPU.
     ///
     /// # Errors
     ///
-    /// - `EAGAIN`: This takes longer. See [`Watched::wake_when_applied`].
-    /// - `EIO`: The generator could not be reseeded.
+    /// - `EAGAIN`: The ID was not published in that time. See [`Watched::wake_when_applied`].
+    /// - `EIO`: The generator could not be reseeded. Not without `may_wait`.
     #[inline(always)]
     pub(crate) fn apply_rule(&self, may_wait: bool) -> Result {
         if self.is_published() {
@@ -235,18 +235,18 @@ impl Watched {
         Err(EAGAIN)
     }
 
-    /// Has the pollers woken when the rule was applied, also if there is no notification.
+    /// Queues a run of the rule that wakes the pollers.
     #[cold]
     pub(crate) fn wake_when_applied(&self) {
         self.awaited.store(true, Relaxed);
-        // If a run is under way that did not see this, there is another one.
+        // If a run in progress did not see this, the queued one does.
         self.queue();
     }
 }
 
 impl acpi::NotifyHandler for Watched {
     fn notify(&self, _event: u32) {
-        // A failure is in the answer to the next read.
+        // If this fails, the next read applies the rule again, and returns the error.
         let _ = self.apply_rule(true);
         self.handled.notify_all();
     }
@@ -262,9 +262,9 @@ impl irq::SciHandler for Watched {
 
 impl pm::Resume for Watched {
     fn resumed(&self) {
-        // The kernel may have reseeded at the end of a suspension, in a process that is not waited
-        // for. After hibernation it has not, and where the ID is in ACPI NVS memory it has restored
-        // the old one.
+        // After a suspend the kernel may have reseeded in a user process, for which the rule does
+        // not wait. After hibernation the kernel has not reseeded. If the ID is in ACPI NVS memory,
+        // the kernel has restored that memory, and so the old ID, from the image.
         self.resumed.store(true, Relaxed);
         self.queue();
         self.flush();

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The generation ID in memory, and the last one that the kernel was reseeded with.
+//! The generation ID in memory, and the last one that was published.
 //!
-//! The ID is 128 bits of guest memory that the hypervisor fills anew for each clone. It is secret:
-//! nothing here logs it or hands it out, except to the kernel's random number generator.
+//! The ID is 128 bits of guest memory. The hypervisor writes a new ID for each clone. The ID is
+//! secret: the driver does not log it, and passes it only to the kernel's random number generator.
 
 use super::kernel::{
     memremap::{
@@ -30,19 +30,19 @@ pub(crate) const SIZE: usize = 16;
 /// The bytes of a generation ID, in two native words.
 pub(crate) type Id = [u64; 2];
 
-/// The last ID that the kernel was reseeded with, such that no older reseed can replace the result.
+/// The last published ID: no older reseed can replace the result of the reseed with it.
 ///
-/// Other threads can look while it is being written. They do not see one word of the next ID with one
-/// of the last.
+/// [`Published::is`] can run while [`Published::set`] does. It does not compare with one word of
+/// the next ID and one of the last.
 pub(crate) struct Published([Atomic<u64>; 2]);
 
 impl Published {
-    /// Nothing is published yet: each bit differs from `first`, the ID in memory now.
+    /// Returns the state before an ID is published: each bit differs from `first`, that in memory.
     pub(crate) fn none(first: Id) -> Self {
         Self(first.map(|word| Atomic::new(!word)))
     }
 
-    /// Returns whether the ID is `id`. If so, what the caller does next comes after that reseed.
+    /// Returns whether `id` is published. If so, the caller's later loads come after that reseed.
     #[inline(always)]
     pub(crate) fn is(&self, id: Id) -> bool {
         let [first, second] = &self.0;
@@ -57,16 +57,16 @@ impl Published {
         same
     }
 
-    /// Publishes an ID, after the reseed. One caller at a time.
+    /// Publishes `id`. The caller has reseeded with it. One caller at a time.
     pub(crate) fn set(&self, id: Id) {
         let [first, second] = &self.0;
-        // Neither the next nor, most likely, the last ID begins with this.
+        // The next ID does not begin with this word. Nor does the last one: IDs are random.
         first.store(!id[0], Relaxed);
         second.store(id[1], Release);
         first.store(id[0], Release);
     }
 
-    /// Returns the ID.
+    /// Returns the ID. While [`Published::set`] runs, this can return a mix of two IDs.
     pub(crate) fn get(&self) -> Id {
         self.0.each_ref().map(read_once)
     }
@@ -76,7 +76,7 @@ impl Published {
 pub(crate) struct GenerationId {
     range: Range,
 
-    /// The hypervisor writes to it while no vCPU runs, or at any time before it changes the counter.
+    /// The hypervisor writes to it while no vCPU runs, or before it changes the counter.
     memory: Mapping<[Atomic<u64>; 2]>,
 }
 
@@ -99,7 +99,7 @@ impl GenerationId {
         &self.range
     }
 
-    /// Returns what is in memory now.
+    /// Loads the ID.
     #[inline(always)]
     pub(crate) fn load(&self) -> Id {
         self.memory.each_ref().map(read_once)

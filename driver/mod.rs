@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver that `vmgenid` and `vmgenctr` are made of. Each file uses those above it.
+//! The code of both modules, `vmgenid` and `vmgenctr`. Each file uses only files above it.
 
 pub(crate) mod kernel {
     pub(crate) mod acpi;

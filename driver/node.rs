@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The device nodes, their files, and what happens to open files when the device is unbound.
+//! The device nodes, their files, and the effect of an unbind on open files.
 
 use super::{
     counter::{
@@ -36,7 +36,7 @@ use kernel::{
     uaccess::UserSliceReader, //
 };
 
-/// The name of a node below `/dev`, which one device can have.
+/// The name of a node below `/dev`. One device at a time can have it.
 pub(crate) struct Name {
     path: &'static str,
     name: &'static CStr,
@@ -64,9 +64,9 @@ impl Name {
         self.path
     }
 
-    /// Claims the name. `None`: Another device has it.
+    /// Claims the name. Returns `None` if another device has it.
     pub(crate) fn claim(&'static self) -> Option<Claim> {
-        // INVARIANT: Only one caller turns `false` to `true`, until the claim is dropped.
+        // INVARIANT: Only one caller changes `false` to `true`, until the claim is dropped.
         self.claimed
             .cmpxchg(false, true, Full)
             .ok()
@@ -74,7 +74,7 @@ impl Name {
     }
 }
 
-/// The right to have a node of this name.
+/// The exclusive right to register a node of this name.
 ///
 /// # Invariants
 ///
@@ -87,7 +87,7 @@ impl Drop for Claim {
     }
 }
 
-/// What the files of a node return.
+/// The source of the value that the files of a node return.
 pub(crate) enum Source {
     /// The generation counter: `/dev/vmgenid`.
     Counter(Counter),
@@ -95,7 +95,7 @@ pub(crate) enum Source {
     Reseeds(Arc<Reseeds>),
 }
 
-/// What the open files of a node use. It outlives an unbind until the last file is closed.
+/// The data that the open files of a node share. It outlives an unbind as long as a file is open.
 pub(crate) struct Files {
     generation: Arc<Watched>,
     source: Source,
@@ -103,7 +103,7 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// `ENODEV`: The device was unbound.
+    /// Returns `ENODEV` if the device was unbound.
     #[inline(always)]
     fn check_bound(&self) -> Result {
         if read_once(&self.bound) {
@@ -114,7 +114,7 @@ impl Files {
     }
 }
 
-/// Has open files answer `ENODEV` when it is dropped, and wakes the processes that sleep in them.
+/// Its drop makes calls on open files return `ENODEV`, and wakes processes that sleep in them.
 struct Bound(Arc<Files>);
 
 impl Drop for Bound {
@@ -126,12 +126,12 @@ impl Drop for Bound {
         } = &*self.0;
         bound.store(false, Relaxed);
         match source {
-            // This takes the lock of the wait queue. A poller that was added before is woken; one
-            // that is added later sees that the device is not bound.
+            // This takes the lock of the wait queue. A poller that was added before is woken. A
+            // poller that is added later sees that the device is not bound.
             Source::Counter(_) => generation.handled().notify_all(),
-            // The page does not change any more. A process that only looks at the page is told once,
-            // so that it asks; after the reseed, if one is due. `count` takes the lock that a process
-            // holds between its look at `bound` and its sleep.
+            // The count changes once more, so that a process that only maps the page calls the
+            // driver, and gets `ENODEV`. A reseed that is due comes first. `count` takes the lock
+            // under which a reader checks `bound` and goes to sleep.
             Source::Reseeds(reseeds) => {
                 let _ = generation.apply_rule(true);
                 reseeds.count();
@@ -142,10 +142,9 @@ impl Drop for Bound {
 
 /// A registered node.
 ///
-/// The order of the fields is that of the teardown. First the node goes, so that no process can open
-/// it any more: `misc_deregister()` waits for processes that are in `open` just now. Then open files
-/// answer `ENODEV`. Then another device can have the name. A call on an open file that began before
-/// ends as it would have without an unbind.
+/// The fields are dropped in this order. `misc_deregister()` removes the node, and waits for calls
+/// of `open`. Then calls on open files return `ENODEV`. Then another device can claim the name. A
+/// call on an open file that has passed its check before ends as without an unbind.
 #[pin_data]
 pub(crate) struct Node {
     #[pin]
@@ -155,7 +154,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Makes the node.
+    /// Registers the node.
     ///
     /// # Errors
     ///
@@ -185,16 +184,17 @@ impl Node {
 /// An open file.
 pub(crate) struct OpenFile {
     files: Arc<Files>,
-    /// What was returned last, for `/dev/sysgenid` what was acknowledged last.
+    /// The value that was returned last; for `/dev/sysgenid`, the count that was acknowledged last.
     last: LastRead,
 }
 
 impl OpenFile {
-    /// Returns what is there to read. With a counter this is the barrier.
+    /// Applies the rule, and returns the value for `read`. For the counter this is the barrier.
     ///
     /// # Errors
     ///
-    /// `ENODEV`: The device was unbound. And those of [`Watched::apply_rule`].
+    /// `ENODEV`: The device was unbound. And those of [`Watched::apply_rule`] and
+    /// [`Reseeds::next`].
     #[inline(always)]
     fn read(&self, may_wait: bool) -> Result<u32> {
         let files = &*self.files;
@@ -212,7 +212,7 @@ impl OpenFile {
     }
 }
 
-/// What the files do. See `Documentation/vmgenid.rst` for what each call promises.
+/// The file operations of both nodes. `Documentation/vmgenid.rst` documents each call.
 pub(crate) struct Operations;
 
 impl FileOperations for Operations {
@@ -222,7 +222,7 @@ impl FileOperations for Operations {
     const MODE: u16 = 0o444;
 
     fn open(files: &Arc<Files>) -> Result<KBox<OpenFile>> {
-        // This is no barrier.
+        // This does not apply the rule: `open` is not a barrier.
         let last = match &files.source {
             Source::Counter(counter) => LastRead::new(counter.load()),
             Source::Reseeds(reseeds) => reseeds.open(),
@@ -236,14 +236,14 @@ impl FileOperations for Operations {
         if request.len != counter::SIZE || request.pos != 0 {
             match &file.files.source {
                 _ if request.len == 0 => return Ok(None),
-                // SysGenID takes any larger buffer, at any position.
+                // SysGenID accepts any larger buffer, at any position.
                 Source::Reseeds(_) if request.len >= counter::SIZE => (),
                 _ => return Err(EINVAL),
             }
         }
         file.read(!request.nonblock).map(Some).inspect_err(|&err| {
             if let (EAGAIN, Source::Counter(_)) = (err, &file.files.source) {
-                // The next read may return the same counter, if an ID came without a new one.
+                // The next read may return the same counter, if the ID has changed without it.
                 file.last.put_off();
                 file.files.generation.wake_when_applied();
             }
@@ -252,7 +252,7 @@ impl FileOperations for Operations {
 
     #[inline(always)]
     fn returned(file: &OpenFile, value: u32) {
-        // A count of reseeds is acknowledged by a write.
+        // A process acknowledges a count of reseeds by a write.
         if matches!(file.files.source, Source::Counter(_)) {
             file.last.returned(value);
         }
@@ -263,7 +263,7 @@ impl FileOperations for Operations {
             return Err(EINVAL);
         };
         if buf.len() != counter::SIZE {
-            // As SysGenID says it.
+            // The error of SysGenID.
             return Err(ENOBUFS);
         }
         reseeds.acknowledge(&file.last, buf.read()?, || file.files.check_bound())?;
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn one_device_has_the_name() {
-        // This test has it or, where there is a device, that device.
+        // Either this test has the name or, if a device is bound, that device.
         let claim = VMGENID.claim();
         assert!(VMGENID.claim().is_none());
         let ours = claim.is_some();

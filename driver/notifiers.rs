@@ -2,8 +2,8 @@
 
 //! Calling the vmfork notifiers, once for each published ID.
 //!
-//! The notifiers may sleep for long: that of WireGuard takes `rtnl_lock`. So a thread of their own
-//! calls them, after the reseed. Nothing waits for it except the end of the module.
+//! The notifiers may sleep for long: that of WireGuard takes `rtnl_lock`. So a separate thread
+//! calls them, after the reseed. Only the unload of the module waits for it.
 
 use super::{
     id::{
@@ -35,17 +35,17 @@ use kernel::{
 pub(crate) struct Due {
     call: Vmfork,
     calls: Atomic<u32>,
-    /// The ID that was published last.
+    /// The last published ID of all devices.
     id: Published,
 }
 
-/// The vmfork notifiers, as something to call later.
+/// The work that calls the vmfork notifiers.
 pub(crate) type Notifiers = Work<Due>;
 
 impl Notifiers {
     /// # Errors
     ///
-    /// Those of [`Worker::new`].
+    /// Those of [`Worker::new`], and `ENOMEM`.
     pub(crate) fn start(call: Vmfork) -> Result<Arc<Self>> {
         let due = Due {
             call,
@@ -56,7 +56,7 @@ impl Notifiers {
         Arc::pin_init(Work::new(worker, due), GFP_KERNEL)
     }
 
-    /// Has the notifiers called once more: `id` was published. One caller at a time.
+    /// Queues one more call of the notifiers: `id` was published. One caller at a time.
     pub(crate) fn call_later(&self, id: Id) {
         self.id.set(id);
         self.calls.fetch_add(1, Relaxed);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The steps of probe. `vmgenid.rs` and `vmgenctr.rs` have them in order.
+//! The steps of probe, in the order in which `vmgenid.rs` and `vmgenctr.rs` call them.
 
 use super::{
     counter::Counter,
@@ -31,19 +31,19 @@ use kernel::{
     sync::Arc, //
 };
 
-/// Says in the log that something is wrong, and with what result: "`what` `wrong`: `result`".
+/// Logs a problem and its result: "`what` `wrong`: `result`".
 #[cold]
 #[inline(never)]
 fn complain(dev: &Device<Bound>, what: &str, wrong: &str, result: &str) {
     dev_warn!(dev, "{} {}: {}\n", what, wrong, result);
 }
 
-/// Asks the firmware for the generation ID (`ADDR`). `counted`: whether its reseeds are counted.
+/// Asks the firmware for the generation ID (`ADDR`). Its reseeds are counted if `counted`.
 ///
 /// # Errors
 ///
-/// - `ENODEV`: The firmware tells of no generation ID.
-/// - `EINVAL`: The firmware tells of one, but none can be there.
+/// - `ENODEV`: The firmware has no `ADDR`.
+/// - `EINVAL`: The value of `ADDR` is refused.
 /// - `ENOMEM`: There is no memory.
 pub(crate) fn generation(
     dev: &Device<Bound>,
@@ -71,7 +71,7 @@ pub(crate) fn generation(
     Err(EINVAL)
 }
 
-/// Asks the firmware for the generation counter (`CTRA`). Not each firmware has one.
+/// Asks the firmware for the generation counter (`CTRA`). It may be absent.
 pub(crate) fn counter_page(dev: &Device<Bound>, firmware: &acpi::Device) -> Option<ReservedPage> {
     let page = match firmware::acpi::address(firmware, c"CTRA") {
         Ok(None) => return None,

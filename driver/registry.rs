@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The generation IDs and the counters' pages that were ever bound, until the module is unloaded.
+//! The generation IDs and the counters' pages of all devices that were ever bound.
 //!
-//! An ID that changes between an unbind and the next bind is a restore like any other. A page that a
-//! process has mapped stays mapped, whatever became of its device.
+//! They live until the module is unloaded: an ID that has changed before the next bind is a change
+//! like any other, and a page stays mapped after its device was unbound.
 
 use super::{
     generation::{
@@ -23,9 +23,9 @@ use kernel::{
     sync::Arc, //
 };
 
-/// No page holds a byte of an ID: all processes can see the pages, and none may see an ID.
+/// No page contains a byte of an ID: every process can map the pages, and no process may read IDs.
 struct Lists {
-    /// `None`: The module is being loaded or unloaded.
+    /// `None` while the module is being loaded or unloaded.
     shared: Option<Arc<Shared>>,
     generations: KVec<Arc<Watched>>,
     pages: KVec<ReservedPage>,
@@ -43,7 +43,7 @@ static_mutex! {
     static LISTS: Mutex<Lists> = Lists::EMPTY;
 }
 
-/// The lists, as long as the module is loaded. The module has one, which it drops last.
+/// Owns the contents of the lists. The module has one, and drops it last.
 pub(crate) struct Registry(());
 
 impl Registry {
@@ -60,19 +60,19 @@ impl Registry {
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        // A static is not dropped with its module, so what it owns is dropped here.
-        // No device is bound and no file is open: this waits for the work that is left.
+        // Rust does not drop a static, so this drops its contents.
+        // No device is bound and no file is open: this waits for the last queued work.
         let lists = core::mem::replace(&mut *LISTS.lock(), Lists::EMPTY);
         drop(lists);
     }
 }
 
-/// Returns the generation whose ID lies in `range`, as it was bound last or as a new one. `None`:
-/// The ID would lie in a page that processes can map. `counted`: whether a new one counts reseeds.
+/// Returns the generation whose ID is in `range`: that of an earlier bind, or a new one, which
+/// counts reseeds if `counted`. Returns `None` if the ID is in a page that processes can map.
 ///
 /// # Errors
 ///
-/// Those of [`Watched::map`].
+/// Those of [`Watched::map`], `ENOMEM`, and `ENODEV` if the module is being loaded or unloaded.
 pub(crate) fn generation(range: &Range, counted: bool) -> Result<Option<Arc<Watched>>> {
     let mut lists = LISTS.lock();
 
@@ -93,12 +93,12 @@ pub(crate) fn generation(range: &Range, counted: bool) -> Result<Option<Arc<Watc
     Ok(Some(generation))
 }
 
-/// Notes that processes can map `page` from now on. `false`: The page holds an ID, and must not be
-/// mapped.
+/// Adds `page` to the pages that processes can map. Returns `false` if it contains a byte of an ID:
+/// then processes must not map it.
 ///
 /// # Errors
 ///
-/// `ENOMEM`: There is no memory to note it.
+/// `ENOMEM`: There is no memory for the list.
 pub(crate) fn publish(page: &ReservedPage) -> Result<bool> {
     let mut lists = LISTS.lock();
 

@@ -1,30 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The reseed rule: when the kernel's random number generator is reseeded with a new generation ID,
-//! and when that ID is published.
+//! The reseed rule: when the driver reseeds the kernel's random number generator with a new
+//! generation ID, and when it publishes that ID.
 //!
-//! A published ID promises that each draw from the generator that begins later is not the same in
-//! two clones. One reseed is not enough for that. Linux's `crng_reseed()` extracts a key, and
-//! installs it later without looking whether a newer key is there. A snapshot in between leaves a
-//! kernel thread in each clone that installs the same old key, over the key of a reseed that came
-//! first. So the rule reseeds when no such thread can be left:
+//! A published ID promises that no draw which begins later is the same in two clones. One reseed
+//! does not give that: `crng_reseed()` extracts a key, and installs it later without checking for a
+//! newer key. If the snapshot is taken in between, a kernel thread in each clone installs the same
+//! old key over the key of a reseed that was faster. So:
 //!
-//! 1. It mixes the ID into the pool. A key that is extracted later depends on the ID.
-//! 2. A key that was extracted before is installed by a work queue thread: by the generator's own
-//!    work, or by that of a notification, which the built-in driver handles. There is no sleep in
-//!    between. The rule waits until each such thread is out of there: see [`sched`]. It reseeds
-//!    before it waits, too, for processes that draw meanwhile.
-//! 3. It reseeds, and publishes the ID.
+//! 1. The rule mixes the ID into the pool. A key that is extracted later depends on the ID.
+//! 2. A work queue thread installs a key that was extracted before: in the generator's own work, or
+//!    in that of a notification, which the built-in driver handles. The thread does not sleep in
+//!    between. If such a thread is runnable, the rule reseeds for processes that draw meanwhile,
+//!    and waits until the thread has left `crng_reseed()`: see [`sched`].
+//! 3. The rule reseeds, and publishes the ID.
 //!
-//! One thread applies the rule for all devices and all callers, so that no two reseeds of this
-//! driver overlap.
+//! One thread applies the rule for all devices and all callers, so its reseeds do not overlap.
 //!
-//! Limitations: these are not waited for.
-//! - A process of root that reseeds the generator: in the ioctl `RNDRESEEDCRNG` of `/dev/random`, or
-//!   at the end of a suspension that it has asked for.
-//! - Before the generator is initialized, and without `CONFIG_TASKS_RCU`, a process of root that
-//!   initializes it (`RNDADDENTROPY`, `RNDADDTOENTCNT`). What `/dev/urandom` and `GRND_INSECURE`
-//!   return then is the same in all clones, whatever this driver does.
+//! Limitations: the rule does not wait for these.
+//! - A process of root that reseeds the generator: in the ioctl `RNDRESEEDCRNG` of `/dev/random`,
+//!   or in a power transition that it has started.
+//! - Before the generator is initialized, and without `CONFIG_TASKS_RCU`: a process of root that
+//!   initializes it (`RNDADDENTROPY`, `RNDADDTOENTCNT`). Until then `/dev/urandom` and
+//!   `GRND_INSECURE` can return the same in all clones.
+//! - FIXME: the thread that calls the vmfork notifiers. `add_vmfork_randomness()` reseeds, too.
 
 use super::{
     id::{
@@ -41,18 +40,18 @@ use super::{
 };
 use kernel::prelude::*;
 
-/// What reseeds the generator.
+/// How the driver reseeds the generator.
 pub(crate) enum Reseeder {
     /// The ioctl of `/dev/random`, which does not sleep.
     DevRandom(DevRandom),
 
     /// `add_vmfork_randomness()`, where `/dev/random` could not be opened. It calls the vmfork
-    /// notifiers, so that readers wait for them.
+    /// notifiers, so readers wait for them.
     Vmfork(random::Vmfork),
 }
 
 impl Reseeder {
-    /// Opens `/dev/random`, or makes do without it where that is possible. Says so in the log.
+    /// Opens `/dev/random`, or logs the failure and takes `add_vmfork_randomness()`, if exported.
     ///
     /// # Errors
     ///
@@ -77,7 +76,8 @@ impl Reseeder {
         }
     }
 
-    /// Returns the vmfork notifiers, if [`Reseeder::reseed`] does not call them and this module can.
+    /// Returns the function that calls the vmfork notifiers. `None`: [`Reseeder::reseed`] calls
+    /// them, or only the built-in driver can.
     pub(crate) fn notifiers(&self) -> Option<random::Vmfork> {
         match self {
             Self::DevRandom(_) => random::VMFORK,
@@ -87,8 +87,8 @@ impl Reseeder {
 
     /// Reseeds with `id` such that no older reseed can replace the result. One caller at a time.
     ///
-    /// If the generator is not initialized, this waits for a reseed that may be initializing it just
-    /// now. Any later one depends on the ID.
+    /// If the generator is not initialized, this waits for a reseed in flight that may initialize
+    /// it. A reseed that begins later depends on the ID.
     ///
     /// # Errors
     ///
@@ -118,8 +118,8 @@ impl Reseeder {
     }
 }
 
-/// Calls `reseed` with the ID that `load` returns, then publishes it and calls `tell`, unless that ID
-/// is published already. One caller at a time.
+/// Loads the ID. Unless it is published already, calls `reseed` with it, publishes it, and calls
+/// `tell`. One caller at a time.
 ///
 /// # Errors
 ///
@@ -153,7 +153,7 @@ mod tests {
     const A: Id = [0x1111, 0xaaaa];
     const B: Id = [0x2222, 0xbbbb];
 
-    /// The IDs that the rule reseeds with when it finds these, one after the other. Each is published
+    /// Applies the rule to each ID in turn. Returns the IDs that it reseeds with; each is published
     /// once.
     fn reseeds(published: &Published, found: &[Id]) -> KVec<Id> {
         let mut reseeds = KVec::new();
@@ -194,7 +194,7 @@ mod tests {
         assert!(!published.is([A[0], B[1]]));
         assert!(!published.is([B[0], A[1]]));
         assert!(!published.is([A[1], A[0]]));
-        // An ID that was loaded half written is one more change. The whole ID is not missed.
+        // A half-written ID is a change of its own. The rule does not miss the whole ID.
         let found = [[B[0], A[1]], B];
         assert_eq!(&reseeds(&published, &found)[..], &found);
     }
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn the_id_is_loaded_once() {
-        // The hypervisor goes on writing. The rule publishes what it reseeded with.
+        // The hypervisor writes again meanwhile. The rule publishes the ID that it reseeded with.
         let published = Published::none(A);
         let loads = Atomic::new(0u64);
         let load = || [loads.fetch_add(1, Relaxed) + 1, 7];

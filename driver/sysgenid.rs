@@ -2,9 +2,9 @@
 
 //! The number of the kernel's reseeds, which the files of `/dev/sysgenid` return.
 //!
-//! The page that processes map is the kernel's own, and changes only after the kernel's random number
-//! generator was reseeded. A process that sees the change can draw at once. Until then, some
-//! milliseconds after the restore, a clone goes on with what it has cached.
+//! The page that processes map belongs to the kernel. It changes after the kernel's random number
+//! generator was reseeded (and at an unbind), so a process that sees the change can draw at once.
+//! Until then, for some milliseconds, a clone continues with the data that it has cached.
 
 use super::{
     counter::LastRead,
@@ -25,8 +25,7 @@ use kernel::{
     }, //
 };
 
-/// How many times the kernel was reseeded because of a generation ID, plus the number of unbinds. It
-/// wraps.
+/// The number of generation IDs with which the kernel was reseeded, plus that of unbinds. It wraps.
 #[pin_data]
 pub(crate) struct Reseeds {
     /// The value in the page. Written under `changing`.
@@ -39,7 +38,7 @@ pub(crate) struct Reseeds {
 }
 
 impl Reseeds {
-    /// The count starts at 0.
+    /// Allocates the page. The count starts at 0.
     ///
     /// # Errors
     ///
@@ -69,17 +68,18 @@ impl Reseeds {
 
     /// Returns the state of a file that is being opened: the count is acknowledged.
     pub(crate) fn open(&self) -> LastRead {
-        // Not between the count and the page: what the process sees there comes later.
+        // Not while `count()` is between the count and the page: the process may load the page
+        // next, and must not find an older count there.
         let _changing = self.changing.lock();
         LastRead::new(self.get())
     }
 
-    /// Returns the count if `acknowledged` is another one, or waits until it is. Checks before each
-    /// look whether the device is bound.
+    /// Waits until the count differs from `acknowledged`, and returns it. Calls `check_bound`
+    /// before each comparison.
     ///
     /// # Errors
     ///
-    /// - `EAGAIN`: This would have to wait, and the caller may not.
+    /// - `EAGAIN`: The count is acknowledged, and `may_wait` is `false`.
     /// - `ERESTARTSYS`: A signal came.
     ///
     /// And those of `check_bound`.
@@ -105,11 +105,11 @@ impl Reseeds {
         }
     }
 
-    /// Notes that the process which has a file knows `count`.
+    /// Stores that the user of a file has acknowledged `count`.
     ///
     /// # Errors
     ///
-    /// `EINVAL`: This is not, or no longer, the count. And those of `check_bound`.
+    /// `EINVAL`: `count` is not the current count. And those of `check_bound`.
     pub(crate) fn acknowledge(
         &self,
         acknowledged: &LastRead,
@@ -125,7 +125,7 @@ impl Reseeds {
         Ok(())
     }
 
-    /// Returns where to wait for a change.
+    /// Returns the wait queue of readers and pollers.
     pub(crate) fn changed(&self) -> &PollCondVar {
         &self.changed
     }

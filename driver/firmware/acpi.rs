@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What ACPI says: the two guest physical addresses.
+//! The two guest physical addresses, from ACPI.
 //!
 //! `ADDR` and `CTRA` each evaluate to a package of two integers, the low and the high 32 bits of
 //! an address. Source: Microsoft's "Virtual Machine Generation ID" specification for `ADDR`;
@@ -9,11 +9,11 @@
 use crate::driver::kernel::acpi;
 use kernel::prelude::*;
 
-/// Evaluates the object `name` to a physical address. `None`: there is no such object.
+/// Evaluates the object `name` to a physical address. Returns `None` if there is no such object.
 ///
 /// # Errors
 ///
-/// What is wrong with it, in words that complete "ADDR ...".
+/// A phrase that completes "ADDR ..." in the log.
 pub(crate) fn address(device: &acpi::Device, name: &CStr) -> Result<Option<u64>, &'static str> {
     match device.evaluate(name) {
         Ok(object) => parse(&object).map(Some),
@@ -52,7 +52,7 @@ mod tests {
         string, //
     };
 
-    /// What comes of a package of these integers.
+    /// Parses a package of these integers.
     fn of_integers(values: &[u64]) -> Result<u64, &'static str> {
         match values {
             [] => package(&mut [], parse),
@@ -99,14 +99,14 @@ mod tests {
         assert_eq!(package(&mut [integer(0x28), string()], parse), other);
         assert_eq!(package(&mut [buffer(), buffer()], parse), other);
         assert_eq!(package(&mut [reference(), integer(0)], parse), other);
-        // A wide half does not hide what the other one is.
+        // The type of the second element is checked first.
         assert_eq!(package(&mut [integer(1 << 32), string()], parse), other);
     }
 
     #[test]
     fn a_package_in_a_package_is_no_integer() {
         let result = package(&mut [integer(0x28), integer(0)], |inner| {
-            // Its first word is the type, as in any object.
+            // The first word of a package is its type, as in any object.
             inner.integer()
         });
         assert_eq!(result, None);

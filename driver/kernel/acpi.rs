@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! ACPI companions: evaluating their objects, receiving their notifications.
+//! ACPI companions: evaluation of their objects, and their notifications.
 //!
 //! C headers: [`include/acpi/acpi_bus.h`](srctree/include/acpi/acpi_bus.h),
 //! [`include/acpi/acpixf.h`](srctree/include/acpi/acpixf.h)
@@ -54,12 +54,12 @@ impl Device {
             return None;
         }
 
-        // SAFETY: That `fwnode` is an ACPI device node means that it is the field `fwnode` of a
-        // `struct acpi_device`.
+        // SAFETY: An ACPI device node is the field `fwnode` of a `struct acpi_device`.
         let adev = unsafe { kernel::container_of!(fwnode, bindings::acpi_device, fwnode) };
 
-        // SAFETY: A device keeps its companion at least for as long as it is bound, and `Device`
-        // is a transparent wrapper. The lifetime is that of the borrow of `dev`.
+        // SAFETY: The companion outlives the borrow of `dev`: ACPI removes the devices of a
+        // companion before the companion, and `OwnedDevice` has a reference. `Device` is a
+        // transparent wrapper.
         Some(unsafe { &*adev.cast::<Self>() })
     }
 
@@ -67,7 +67,7 @@ impl Device {
         self.0.get()
     }
 
-    /// Returns its firmware node.
+    /// Returns the device's firmware node.
     #[cfg(CONFIG_VMGENID = "y")]
     pub(super) fn fwnode(&self) -> *mut bindings::fwnode_handle {
         // SAFETY: By the type invariants the device is valid.
@@ -96,7 +96,7 @@ impl Device {
             ARef::into_raw(last).as_ptr().cast()
         });
         // SAFETY: `last` is null, or a device with a reference that the function takes over. `id`
-        // is a C string; a null pointer and -1 mean "whatever".
+        // is a C string; a null pointer and -1 mean "any".
         let next = unsafe {
             bindings::acpi_dev_get_next_match_dev(last, id.as_char_ptr(), core::ptr::null(), -1)
         };
@@ -118,14 +118,14 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// - `ENOENT`: there is no such object.
-    /// - `ENODATA`: it is a method that returned nothing.
-    /// - `EIO`: the evaluation failed, or could not be begun.
+    /// - `ENOENT`: There is no such object.
+    /// - `ENODATA`: The object is a method that returned nothing.
+    /// - `EIO`: The evaluation failed, or could not be begun.
     pub(crate) fn evaluate(&self, name: &CStr) -> Result<Evaluated> {
         let mut object = core::ptr::null_mut();
 
-        // The status of an evaluation cannot tell "not there" from "there, and its code names what
-        // is not".
+        // An evaluation returns the same status if the object is absent and if its code refers to
+        // an absent object. So this looks the object up first.
         //
         // SAFETY: By the type invariants the handle is valid. `name` is a C string that the
         // function does not write to; `object` can be written to.
@@ -157,9 +157,8 @@ impl Device {
             )
         };
 
-        // INVARIANT: The buffer is null or an allocation that is ours to free. Also where the
-        // evaluation failed: it may have done so after the allocation. On success it holds an
-        // object.
+        // INVARIANT: The buffer is null or an allocation that is ours to free, also if the
+        // evaluation failed after the allocation. On success it holds an object.
         let result = NonNull::new(buffer.pointer.cast()).map(Evaluated);
 
         if status != AE_OK {
@@ -187,8 +186,7 @@ unsafe impl kernel::sync::aref::AlwaysRefCounted for Device {
 ///
 /// # Invariants
 ///
-/// Points at an allocation that this value owns, and that holds a valid object where anybody sees
-/// it.
+/// Points at an allocation that this value owns. After [`Device::evaluate`] it is a valid object.
 pub(crate) struct Evaluated(NonNull<Object>);
 
 impl core::ops::Deref for Evaluated {
@@ -211,7 +209,8 @@ impl Drop for Evaluated {
 ///
 /// # Invariants
 ///
-/// Wraps a valid object that nobody changes, and so are the elements of a package.
+/// Wraps a valid object that does not change. The elements of a package are such objects, and live
+/// as long as the package.
 #[repr(transparent)]
 pub(crate) struct Object(Opaque<bindings::acpi_object>);
 
@@ -240,8 +239,8 @@ impl Object {
         if package.count == 0 {
             return Some(&[]);
         }
-        // SAFETY: `elements` points at `count` valid objects in the same allocation, which lives
-        // as long as `self`, and `Object` is a transparent wrapper.
+        // SAFETY: By the type invariants `elements` points at `count` valid objects, which live as
+        // long as `self`, and `Object` is a transparent wrapper.
         Some(unsafe {
             core::slice::from_raw_parts(package.elements.cast(), package.count as usize)
         })
@@ -258,8 +257,8 @@ pub(crate) trait NotifyHandler: Send + Sync + 'static {
 
 /// Calls `handler` for each notification of `dev`'s ACPI companion, until `dev` is unbound.
 ///
-/// The handler is removed by devres, that is after the driver's own data has been dropped. This
-/// blocks until all in-flight calls complete.
+/// Devres removes the handler after the driver's own data was dropped. The removal blocks until all
+/// queued calls complete.
 ///
 /// # Errors
 ///
@@ -270,7 +269,7 @@ pub(crate) fn register_notify_handler<T: NotifyHandler>(
     handler: Arc<T>,
 ) -> Result {
     let context = Arc::as_ptr(&handler).cast_mut().cast::<c_void>();
-    // Devres drops this reference after it has removed the handler, which is registered later.
+    // Devres releases in reverse order: it drops this reference after it has removed the handler.
     devres::register(dev, handler, GFP_KERNEL)?;
 
     // SAFETY: The device is bound. The context is valid until the handler is removed, by the
@@ -293,19 +292,20 @@ unsafe extern "C" fn notify_callback<T: NotifyHandler>(
     event: u32,
     context: *mut c_void,
 ) {
-    // SAFETY: `context` points at the data of an `Arc<T>` that is dropped after the handler was
-    // removed, which waits for this call.
+    // SAFETY: `context` points at the data of an `Arc<T>` that is dropped after the removal of the
+    // handler, which waits for queued calls. (ACPICA does not wait for a call that is about to be
+    // queued, and frees its own handler object.)
     let handler = unsafe { &*context.cast_const().cast::<T>() };
 
     handler.notify(event);
 }
 
-/// Objects that no firmware made.
+/// Objects for tests.
 #[cfg(CONFIG_VMGENID_KUNIT_TEST)]
 pub(crate) mod testing {
     use super::*;
 
-    // INVARIANT, for all of these: The pointers are null with a length of 0, or valid.
+    // INVARIANT, for all of these: Each pointer is null with a length of 0, or valid.
 
     pub(crate) fn integer(value: u64) -> Object {
         let mut object = bindings::acpi_object::default();

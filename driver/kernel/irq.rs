@@ -2,7 +2,7 @@
 
 //! ACPI's interrupt (the SCI), shared with ACPI's own handler.
 //!
-//! [`kernel::irq`] registers interrupts that belong to a device; this one belongs to none.
+//! [`kernel::irq`] registers interrupts of a bus device. The SCI belongs to no device.
 //!
 //! C header: [`include/linux/interrupt.h`](srctree/include/linux/interrupt.h)
 
@@ -25,7 +25,7 @@ use kernel::{
 
 /// Callbacks for the SCI.
 pub(crate) trait SciHandler: Send + Sync + 'static {
-    /// Called in hard interrupt context, for each SCI, whatever has raised it.
+    /// Called in hard interrupt context for each SCI, whichever device has raised it.
     fn interrupted(&self);
 }
 
@@ -33,8 +33,7 @@ pub(crate) trait SciHandler: Send + Sync + 'static {
 ///
 /// # Invariants
 ///
-/// `irq` is mapped to the SCI. Where the mapping is counted (by x86's I/O APIC), one reference to it
-/// is this value's.
+/// `irq` is mapped to the SCI. With x86's I/O APIC, this value owns one reference to the mapping.
 struct Sci {
     #[cfg_attr(not(CONFIG_X86), expect(dead_code))]
     gsi: u32,
@@ -46,7 +45,7 @@ impl Sci {
     ///
     /// # Errors
     ///
-    /// What is missing, in words that end a sentence.
+    /// A phrase that says what is missing, for the end of a log line.
     fn new() -> Result<Self, &'static str> {
         // SAFETY: This copy of the FADT was made while the machine booted, and does not change.
         let (flags, gsi) = unsafe {
@@ -61,20 +60,20 @@ impl Sci {
 
         let gsi = u32::from(gsi);
         let mut irq = 0;
-        // SAFETY: The number can be written to.
+        // SAFETY: `irq` can be written to.
         to_result(unsafe { bindings::acpi_gsi_to_irq(gsi, &mut irq) })
             .map_err(|_| "the SCI has no interrupt number")?;
-        // INVARIANT: The function returned the number, and has counted the reference if it counts.
+        // INVARIANT: The function returned the number and, with an I/O APIC, took a reference.
         Ok(Self { gsi, irq })
     }
 }
 
 impl Drop for Sci {
     fn drop(&mut self) {
-        // Other architectures with an SCI do not count, but dispose of the mapping.
+        // On other architectures this would dispose of the mapping, which has no reference count.
         //
-        // SAFETY: By the type invariants the reference is this value's to give back. ACPI has
-        // another one for its own handler, so the mapping stays.
+        // SAFETY: By the type invariants this puts this value's reference, or does nothing if there
+        // is none. ACPI keeps one for its own handler, so the mapping stays.
         #[cfg(CONFIG_X86)]
         unsafe {
             bindings::acpi_unregister_gsi(self.gsi)
@@ -108,15 +107,15 @@ impl<T: SciHandler> Drop for Registration<T> {
 ///
 /// # Errors
 ///
-/// What is missing, in words that end a sentence.
+/// A phrase that says what is missing, for the end of a log line.
 pub(crate) fn register_sci_handler<T: SciHandler>(
     dev: &Device<Bound>,
     name: &'static CStr,
     handler: Arc<T>,
 ) -> Result<(), &'static str> {
     let sci = Sci::new()?;
-    // `IRQF_COND_ONESHOT`: ACPI's own handler has a thread, until which the line stays masked.
-    // `IRQF_NO_THREAD`: This one has none, even if the kernel was booted with `threadirqs`.
+    // `IRQF_COND_ONESHOT`: This agrees with the `IRQF_ONESHOT` of ACPI's own handler, which has a
+    // thread. `IRQF_NO_THREAD`: `threadirqs` does not move this handler into a thread.
     let flags = bindings::IRQF_SHARED | bindings::IRQF_COND_ONESHOT | bindings::IRQF_NO_THREAD;
 
     // SAFETY: The name is static. The cookie identifies the handler, and is valid until the handler
@@ -144,10 +143,10 @@ unsafe extern "C" fn callback<T: SciHandler>(
     _irq: c_int,
     cookie: *mut c_void,
 ) -> bindings::irqreturn_t {
-    // SAFETY: `cookie` points at the data of an `Arc<T>` that is dropped after the handler was freed.
+    // SAFETY: `cookie` points at the data of an `Arc<T>` that outlives the handler.
     let handler = unsafe { &*cookie.cast_const().cast::<T>() };
 
     handler.interrupted();
-    // The interrupt is for another handler, which says whether it was handled.
+    // Another handler returns whether the interrupt was handled.
     bindings::irqreturn::IRQ_NONE
 }

@@ -19,22 +19,22 @@ use kernel::{
 /// The priority of a [`Worker`].
 #[derive(PartialEq)]
 pub(crate) enum Priority {
-    /// That of interrupt threads: `SCHED_FIFO`, 50.
+    /// `SCHED_FIFO`, 50, as interrupt threads have.
     Interrupt,
-    /// That of processes.
+    /// `SCHED_NORMAL`, nice 0.
     Normal,
 }
 
-/// A kernel thread that does one work after the other (`struct kthread_worker`).
+/// A kernel thread that runs one work after the other (`struct kthread_worker`).
 ///
 /// # Invariants
 ///
 /// Points at a valid worker that this value owns.
 pub(crate) struct Worker(NonNull<bindings::kthread_worker>);
 
-// SAFETY: A worker can be destroyed from any thread but its own, and its thread owns none.
+// SAFETY: Any thread can destroy a worker. (The worker's own thread would block for ever.)
 unsafe impl Send for Worker {}
-// SAFETY: Work can be queued from any thread.
+// SAFETY: Any thread can queue work.
 unsafe impl Sync for Worker {}
 
 impl Worker {
@@ -54,10 +54,10 @@ impl Worker {
                 name.as_char_ptr(),
             )
         })?;
-        // INVARIANT: The worker was just made, for this value.
+        // INVARIANT: The worker was just created, for this value.
         let worker = Self(NonNull::new(worker).ok_or(ENOMEM)?);
 
-        // SAFETY: The worker is valid, and so is its thread, which has not begun.
+        // SAFETY: The worker is valid. So is its thread: it has not started.
         unsafe {
             let thread = (*worker.0.as_ptr()).task;
             if priority == Priority::Interrupt {
@@ -71,13 +71,12 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants the worker is valid and owned. Each work has a reference, so
-        // that none is left.
+        // SAFETY: By the type invariants the worker is valid and owned. No `Work` has a reference.
         unsafe { bindings::kthread_destroy_worker(self.0.as_ptr()) };
     }
 }
 
-/// What a [`Worker`] does.
+/// Code for a [`Worker`].
 pub(crate) trait Job: Send + Sync + 'static {
     /// Called in the worker's thread after [`Work::queue`]. May sleep.
     fn run(&self);
@@ -85,16 +84,15 @@ pub(crate) trait Job: Send + Sync + 'static {
 
 /// A [`Job`] that can be queued.
 ///
-/// When it is dropped, the queued runs complete. It must not be dropped by [`Job::run`]: that blocks
-/// for ever.
+/// A drop blocks until the queued runs complete. In [`Job::run`] it blocks for ever.
 ///
 /// # Invariants
 ///
-/// `work` is initialized, its function is `run::<T>`, and only `worker` ever has it.
+/// `work` is initialized, its function is `run::<T>`, and it is queued only on `worker`.
 #[repr(C)]
 #[pin_data(PinnedDrop)]
 pub(crate) struct Work<T: Job> {
-    // `run` takes the address of this field as that of the whole.
+    // The first field: `run` casts its address to that of the struct.
     #[pin]
     work: Opaque<bindings::kthread_work>,
     worker: Arc<Worker>,
@@ -102,15 +100,15 @@ pub(crate) struct Work<T: Job> {
     job: T,
 }
 
-// SAFETY: Work can be queued and cancelled from any thread, and a `Job` is `Send`.
+// SAFETY: Any thread can queue and flush work, and a `Job` is `Send`.
 unsafe impl<T: Job> Send for Work<T> {}
 // SAFETY: As above, and a `Job` is `Sync`.
 unsafe impl<T: Job> Sync for Work<T> {}
 
 impl<T: Job> Work<T> {
-    /// Makes work of `job`, for `worker`.
+    /// Creates work: `worker` runs `job`.
     pub(crate) fn new(worker: Arc<Worker>, job: impl PinInit<T>) -> impl PinInit<Self> {
-        // INVARIANT: As `kthread_init_work()` does it.
+        // INVARIANT: This initializes the work as `kthread_init_work()` does.
         pin_init!(Self {
             worker,
             job <- job,
@@ -129,15 +127,14 @@ impl<T: Job> Work<T> {
         })
     }
 
-    /// Has the job run, from its beginning. Can be called in hard interrupt context.
+    /// Queues a run of the job. Does nothing if a run is queued that has not begun. Can be called
+    /// in hard interrupt context.
     pub(crate) fn queue(&self) {
-        // If the work is queued already, its run is yet to begin.
-        //
         // SAFETY: By the type invariants both are valid, and the work belongs to this worker.
         unsafe { bindings::kthread_queue_work(self.worker.0.as_ptr(), self.work.get()) };
     }
 
-    /// Blocks until the runs complete that were queued before. Not to be called by [`Job::run`].
+    /// Blocks until the runs that were queued before complete. In [`Job::run`] it blocks for ever.
     pub(crate) fn flush(&self) {
         // SAFETY: By the type invariants the work is valid.
         unsafe { bindings::kthread_flush_work(self.work.get()) };
@@ -155,17 +152,16 @@ impl<T: Job> Deref for Work<T> {
 #[pinned_drop]
 impl<T: Job> PinnedDrop for Work<T> {
     fn drop(self: Pin<&mut Self>) {
-        // Nobody can queue another run.
+        // No reference is left with which a thread could queue another run.
         self.flush();
     }
 }
 
 /// # Safety
 ///
-/// This function should be only used as that of a [`Work`].
+/// This function should be only used as the function of a [`Work`].
 unsafe extern "C" fn run<T: Job>(work: *mut bindings::kthread_work) {
-    // SAFETY: `Opaque` is transparent, so this is the first field of a `Work<T>`, which waits for this
-    // call before it is dropped.
+    // SAFETY: As `Opaque` is transparent, this is the first field of a `Work`. Its drop waits.
     let work = unsafe { &*work.cast::<Work<T>>() };
 
     work.job.run();

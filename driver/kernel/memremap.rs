@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that firmware reserved, shared with somebody outside of the kernel.
+//! Memory that the firmware has reserved, and that the hypervisor writes to.
 //!
 //! C headers: [`include/linux/io.h`](srctree/include/linux/io.h),
 //! [`include/linux/ioport.h`](srctree/include/linux/ioport.h)
@@ -26,13 +26,12 @@ use kernel::{
     }, //
 };
 
-/// A range of physical addresses that is not the kernel's own memory.
+/// A range of physical addresses outside of System RAM.
 ///
 /// # Invariants
 ///
-/// `start..start + len` is not empty, and lies within the physical address space. When the range was
-/// checked, it held no byte of System RAM. (Memory that is plugged in later is at addresses where
-/// the firmware told of nothing.)
+/// `start..start + len` is not empty, and lies within the physical address space. No byte of it was
+/// System RAM when it was checked. (Hotplugged memory is outside of the firmware's map.)
 #[derive(Clone, Copy)]
 pub(crate) struct Range {
     start: u64,
@@ -44,9 +43,9 @@ impl Range {
     ///
     /// # Errors
     ///
-    /// What is wrong with it, in words that complete "ADDR ...".
+    /// A phrase that completes "ADDR ..." in the log.
     pub(crate) fn new(start: u64, len: usize) -> Result<Self, &'static str> {
-        // SAFETY: `end` is set at boot, from the processor's physical address width.
+        // SAFETY: The kernel sets `end` at boot, from the processor's physical address width.
         let last = unsafe { bindings::iomem_resource.end };
         match start.checked_add(len as u64) {
             Some(end) if len > 0 && end - 1 <= last => (),
@@ -82,12 +81,12 @@ impl Range {
     }
 
     /// Calls `found` with the length and the descriptor of each part of the range that the kernel's
-    /// map of physical addresses lists with all of `flags`, and, unless it is `IORES_DESC_NONE`, with
-    /// the descriptor `desc`. The map's entries inside of such a part are not looked at.
+    /// map of physical addresses lists with all of `flags`, and, unless it is `IORES_DESC_NONE`,
+    /// with the descriptor `desc`. The map's entries inside of such a part are not visited.
     fn walk(&self, flags: u32, desc: u32, mut found: &mut dyn FnMut(u64, u32)) {
         /// # Safety
         ///
-        /// `res` is valid, and `found` points at what `walk` got, exclusively.
+        /// `res` is valid, and `found` points exclusively at the `found` of `walk`.
         unsafe extern "C" fn part(res: *mut bindings::resource, found: *mut c_void) -> c_int {
             // SAFETY: By the safety requirements of this function.
             let (res, found) = unsafe { (&*res, &mut *found.cast::<&mut dyn FnMut(u64, u32)>()) };
@@ -95,7 +94,7 @@ impl Range {
             0
         }
 
-        // SAFETY: `part` gets a valid resource, cut down to the range, and the pointer to `found`.
+        // SAFETY: `part` gets a valid resource, clipped to the range, and the pointer to `found`.
         unsafe {
             bindings::walk_iomem_res_desc(
                 c_ulong_of(desc),
@@ -113,14 +112,14 @@ impl Range {
     fn is_reserved(&self) -> bool {
         let mut sum = 0;
         for desc in RESERVED {
-            // Entries of the firmware's map do not overlap, so that no byte is counted twice.
+            // Entries of the firmware's map do not overlap, so no byte is counted twice.
             self.walk(bindings::IORESOURCE_MEM, desc, &mut |len, _| sum += len);
         }
         sum == self.len as u64
     }
 
-    /// Returns whether a device, or ROM, is known to be in the range. The firmware lists such places
-    /// as reserved, too.
+    /// Returns whether the kernel knows of a device or of ROM in the range. The firmware lists such
+    /// ranges as reserved, too.
     fn has_device(&self) -> bool {
         // From here to 4 GiB a PC has its APICs, the HPET, the chipset's registers, the TPM and the
         // firmware's flash memory. The kernel does not know of all of them.
@@ -132,10 +131,10 @@ impl Range {
         let mut has_device = false;
         for flag in [
             // Claimed by a driver or, as ECAM is, by the kernel itself. Some of the firmware's
-            // entries are claimed, too; the entries inside of those are not seen here.
+            // entries are claimed, too; this does not visit the entries inside of those.
             bindings::IORESOURCE_BUSY,
-            // PCI BARs, claimed or not, the windows that they are in, and ROM. The kernel enlarges a
-            // reserved entry to hold what it overlaps: these can be inside of one.
+            // PCI BARs, claimed or not, the windows that contain them, and ROM. The kernel enlarges
+            // a reserved entry to contain the entries that it overlaps: these can be inside of one.
             bindings::IORESOURCE_SIZEALIGN,
             bindings::IORESOURCE_WINDOW,
             bindings::IORESOURCE_READONLY,
@@ -149,22 +148,22 @@ impl Range {
     }
 }
 
-/// Where a PC's chipset is.
+/// The addresses of a PC's chipset.
 #[cfg(CONFIG_X86)]
 const CHIPSET: ops::Range<u64> = 0xfec0_0000..0x1_0000_0000;
 
-/// The descriptors of what the firmware reserved.
+/// The descriptors of memory that the firmware has reserved.
 const RESERVED: [u32; 2] = [
     bindings::IORES_DESC_RESERVED,
     bindings::IORES_DESC_ACPI_NV_STORAGE,
 ];
 
-/// A page that the firmware reserved.
+/// A page that the firmware has reserved.
 ///
 /// # Invariants
 ///
-/// The range is one whole, aligned page, of which the firmware's memory map lists every byte as
-/// reserved or as ACPI non-volatile storage, and in which no device is known to be.
+/// The range is one whole, aligned page. When it was checked, the firmware's map listed every byte
+/// as reserved or as ACPI non-volatile storage, and the kernel knew of no device in it.
 #[derive(Clone, Copy)]
 pub(crate) struct ReservedPage(Range);
 
@@ -173,7 +172,7 @@ impl ReservedPage {
     ///
     /// # Errors
     ///
-    /// What is wrong with it, in words that complete "ADDR ...".
+    /// A phrase that completes "ADDR ..." in the log.
     pub(crate) fn new(start: u64) -> Result<Self, &'static str> {
         if start % PAGE_SIZE as u64 != 0 {
             return Err("is not page aligned");
@@ -197,19 +196,19 @@ impl ReservedPage {
     }
 }
 
-// The type of these constants is bindgen's choice, that of the parameters is C's.
+// bindgen chooses the type of these constants. The parameters have C's type.
 const fn c_ulong_of(value: u32) -> kernel::ffi::c_ulong {
     value as kernel::ffi::c_ulong
 }
 
-/// Types that can lie in memory which somebody else writes to at any time.
+/// Types for memory that the hypervisor writes to at any time.
 ///
 /// # Safety
 ///
 /// Every bit pattern is valid, and every access through a shared reference is atomic.
 pub(crate) unsafe trait Shared {}
 
-// SAFETY: `FromBytes` says that every bit pattern is valid, and `Atomic` has atomic accesses only.
+// SAFETY: By `FromBytes` every bit pattern is valid, and `Atomic` has atomic accesses only.
 unsafe impl<T: AtomicType + FromBytes> Shared for Atomic<T> {}
 
 // SAFETY: An array has nothing but its elements.
@@ -226,7 +225,7 @@ unsafe impl<T: Shared, const N: usize> Shared for [T; N] {}
 ///
 /// # Invariants
 ///
-/// Points at a `T` in a mapping that `memremap()` made, and that this value owns.
+/// Points at a `T` in a mapping of `memremap()` that this value owns.
 pub(crate) struct Mapping<T: Shared>(NonNull<T>);
 
 impl<T: Shared> Mapping<T> {
@@ -241,10 +240,9 @@ impl<T: Shared> Mapping<T> {
             return Err(EINVAL);
         }
 
-        // SAFETY: By its invariants, the range is not the kernel's own memory, and `memremap()`
-        // refuses what it cannot map. That reading has no side effects is the firmware's word, as
-        // it is for all that ACPI says. `MEMREMAP_DEC` is for confidential guests: the hypervisor
-        // writes there.
+        // SAFETY: By its invariants, the range is outside of System RAM, and `memremap()` refuses a
+        // range that it cannot map. The driver trusts the firmware that loads have no side effects.
+        // In a confidential guest `MEMREMAP_DEC` maps the memory as shared with the hypervisor.
         let virt = unsafe {
             bindings::memremap(
                 range.start,
@@ -253,8 +251,8 @@ impl<T: Shared> Mapping<T> {
             )
         };
 
-        // INVARIANT: The mapping is new, so it is ours. Its alignment is that of the address,
-        // and what lies there is a `T`, since any bits are.
+        // INVARIANT: The mapping is new, so it is ours. It is aligned as the address is, and it
+        // holds a `T`, since every bit pattern is one.
         NonNull::new(virt.cast()).map(Self).ok_or(ENOMEM)
     }
 }
@@ -275,10 +273,10 @@ impl<T: Shared> Drop for Mapping<T> {
     }
 }
 
-// SAFETY: A mapping can be undone from any thread.
+// SAFETY: Any thread can unmap it.
 unsafe impl<T: Shared + Send> Send for Mapping<T> {}
 
-// SAFETY: A shared reference gives a shared reference to the `T`, no more.
+// SAFETY: A shared reference gives only a shared reference to the `T`.
 unsafe impl<T: Shared + Sync> Sync for Mapping<T> {}
 
 #[cfg(CONFIG_VMGENID_KUNIT_TEST)]
@@ -288,12 +286,12 @@ mod tests {
 
     const BEYOND: &str = "is beyond the physical address width";
 
-    /// What is wrong with a range.
+    /// Returns the error for a range.
     fn wrong(start: u64, len: usize) -> Option<&'static str> {
         Range::new(start, len).err()
     }
 
-    /// A range that nobody checked: for what does not look at memory.
+    /// An unchecked range, for functions that do not access memory: without the type invariants.
     fn unchecked(start: u64, len: usize) -> Range {
         Range { start, len }
     }
@@ -317,7 +315,7 @@ mod tests {
 
     #[test]
     fn no_byte_is_in_system_ram() {
-        // Wherever this is: the kernel's own code, and a page of its data.
+        // Usable memory at 16 MiB: the kernel's default address.
         for address in [0x100_0000, 0x100_0ff8] {
             assert_eq!(wrong(address, 16), Some("is in System RAM"));
         }
@@ -368,7 +366,7 @@ mod tests {
             (0xffff_f000, 0x1000, true),
         ] {
             let range = unchecked(start, len);
-            // Below that there is PCI's window, on all PCs that have one: also a device's.
+            // Below the chipset, PCI's window can be: that counts as a device, too.
             assert!(range.has_device() || !chipset);
         }
         assert!(!unchecked(1 << 38, 0x1000).has_device());
@@ -376,7 +374,7 @@ mod tests {
 
     #[test]
     fn not_every_hole_is_reserved() {
-        // Where PCs have the memory of their graphics card, and what is above all of their RAM.
+        // The graphics card's memory of a PC, and an address above all of the RAM.
         for start in [0xa_0000, 1 << 38] {
             let page = ReservedPage::new(start);
             assert_eq!(

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! What [`kernel::miscdevice`] lacks: data of the registration, a mode, `poll`, plain `read` and
-//! `write`, `llseek`, reads that do not wait.
+//! `write`, `llseek`, non-blocking reads.
 //!
-//! This stands on the kernel crate's own abstraction: [`Adapter`] is its `MiscDevice`, whose
-//! `file_operations` are taken over and added to. In the kernel crate, the methods of
-//! [`FileOperations`] would be some more of `MiscDevice`'s, and [`Registration`] the
-//! `MiscDeviceRegistration`, with the data that its `open` callbacks cannot get at today.
+//! [`Adapter`] implements the kernel crate's `MiscDevice`; this file adds to its `file_operations`.
+//! In the kernel crate, the methods of [`FileOperations`] would be methods of `MiscDevice`, and
+//! [`Registration`] would be `MiscDeviceRegistration` with data for `open`.
 //!
 //! C headers: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h),
 //! [`include/linux/poll.h`](srctree/include/linux/poll.h)
@@ -54,36 +53,36 @@ const FMODE_NOWAIT: bindings::fmode_t = 1 << 27;
 /// `IOCB_NOWAIT` of `include/linux/fs.h`, `RWF_NOWAIT` of `include/uapi/linux/fs.h`; likewise.
 const IOCB_NOWAIT: c_int = 0x08;
 
-/// What a file is ready for: the answer to `poll(2)`.
+/// The events of a file that `poll(2)` returns.
 #[derive(Clone, Copy)]
 pub(crate) struct Ready(u32);
 
 impl Ready {
-    /// Nothing yet.
+    /// None.
     pub(crate) const NOT: Self = Self(0);
 
     /// A read returns something new.
     pub(crate) const READ: Self = Self(bindings::POLLIN | bindings::POLLRDNORM);
 
-    /// Nothing will ever come.
+    /// The device was unbound.
     pub(crate) const GONE: Self = Self(bindings::POLLHUP | bindings::POLLERR);
 }
 
-/// Where a poller is told what to wait for.
+/// The poll table of one `poll(2)`.
 pub(crate) struct Waiter<'a> {
     file: &'a File,
     table: PollTable<'a>,
 }
 
 impl Waiter<'_> {
-    /// Has the poller woken whenever `condvar` is notified. The caller looks after this whether the
-    /// file is ready, so that it misses no change.
+    /// Registers the poller with `condvar`. The caller checks after this whether the file is ready,
+    /// so that it misses no change.
     pub(crate) fn wait_for(&self, condvar: &PollCondVar) {
         self.table.register_wait(self.file, condvar);
     }
 }
 
-/// A call of `read(2)` or one of its relatives.
+/// A call of `read(2)`, `readv(2)`, `pread(2)` and so on.
 pub(crate) struct Request {
     /// The size of the buffer, in bytes: with `readv(2)`, of all buffers.
     pub(crate) len: usize,
@@ -91,18 +90,18 @@ pub(crate) struct Request {
     /// The position.
     pub(crate) pos: i64,
 
-    /// Whether the call must not sleep (`O_NONBLOCK`, `RWF_NOWAIT`, io_uring): `EAGAIN` is the
-    /// answer if it would have to. io_uring then polls the file, and tries again when it is ready.
+    /// Whether the call must not wait (`O_NONBLOCK`, `RWF_NOWAIT`, io_uring): it returns `EAGAIN`
+    /// instead. io_uring then polls the file, and tries again when it is ready.
     pub(crate) nonblock: bool,
 }
 
-/// Shorthand for what a callback gets of a file's private data.
+/// The private data of a file, as a callback borrows it.
 pub(crate) type Borrowed<'a, T> = <<T as FileOperations>::Ptr as ForeignOwnable>::Borrowed<'a>;
 
-/// The file operations of a misc device whose files return a native-endian u32 to each read, and have
-/// no position: `lseek` answers 0.
+/// The file operations of a misc device. Its files return a native-endian u32 to each read, and
+/// have no position: `lseek` returns 0.
 pub(crate) trait FileOperations: Sized + Send + Sync + 'static {
-    /// What the registration owns. All files are opened from it.
+    /// The data of the registration, for `open`.
     type Data: Send + Sync;
 
     /// The private data of an open file.
@@ -114,27 +113,25 @@ pub(crate) trait FileOperations: Sized + Send + Sync + 'static {
     /// Called when the device is opened.
     fn open(data: &Self::Data) -> Result<Self::Ptr>;
 
-    /// Handler for `read(2)`, `pread(2)`, `readv(2)`, io_uring and the like. `None`: The call returns
-    /// 0. Otherwise `request.len` is at least the size of a u32.
+    /// Handler for `read(2)`, `pread(2)`, `readv(2)`, io_uring and the like. With `None` the call
+    /// returns 0. A value is returned only if `request.len` is at least the size of a u32.
     fn read(file: Borrowed<'_, Self>, request: Request) -> Result<Option<u32>>;
 
     /// Called when `value` from [`FileOperations::read`] was copied to the process.
     fn returned(file: Borrowed<'_, Self>, value: u32);
 
-    /// Handler for `write(2)` and its relatives: writes what `buf` has, at any position.
+    /// Handler for `write(2)`, at any position.
     fn write(file: Borrowed<'_, Self>, buf: UserSliceReader) -> Result<usize>;
 
-    /// Handler for `poll(2)`, `select(2)`, `epoll_wait(2)`: says what to wait for, and then what the
-    /// file is ready for. Must not sleep for long: `poll(2)` may have been called with a timeout of 0.
-    ///
-    /// Callers hold locks of their own that are taken for polling only: epoll's, io_uring's.
+    /// Handler for `poll(2)`, `select(2)`, `epoll_wait(2)`: registers the poller, then returns the
+    /// events. Must not sleep for long: the timeout may be 0, and epoll and io_uring hold a mutex.
     fn poll(file: Borrowed<'_, Self>, waiter: &Waiter<'_>) -> Ready;
 
     /// Handler for `mmap(2)`.
     fn mmap(file: Borrowed<'_, Self>, area: Area<'_>) -> Result;
 }
 
-/// Makes a kernel-crate misc device of a `T`. Nobody outside of this file can register it.
+/// The kernel crate's misc device for `T`. Only this file can register it.
 struct Adapter<T>(PhantomData<T>);
 
 #[vtable]
@@ -143,14 +140,14 @@ impl<T: FileOperations> MiscDevice for Adapter<T> {
 
     fn open(file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<T::Ptr> {
         let misc = Opaque::cast_from(misc.as_raw());
-        // SAFETY: `Adapter<T>` is registered by `Registration::<T>::new` only, hence this is the
-        // field of a `Registration<T>`. It is valid: it was initialized whole before it was
+        // SAFETY: Only `Registration::<T>::new` registers an `Adapter<T>`, so this is the field of
+        // a `Registration<T>`. That is valid: `data` was initialized before the device was
         // registered, and `misc_deregister()` waits for running calls of `open`.
         let registration = unsafe { &*kernel::container_of!(misc, Registration<T>, misc) };
 
         let private = T::open(&registration.data)?;
 
-        // SAFETY: The file is valid, and nobody else has it yet: it is being opened.
+        // SAFETY: The file is valid. It is being opened: no other thread has access to it.
         unsafe { (*file.as_ptr()).f_mode |= FMODE_NOWAIT };
 
         Ok(private)
@@ -185,7 +182,7 @@ impl<T: FileOperations> MiscDevice for Adapter<T> {
     }
 }
 
-/// Returns whether the file was opened, or set, not to sleep: `O_NONBLOCK`.
+/// Returns whether the file has the flag `O_NONBLOCK`.
 ///
 /// # Safety
 ///
@@ -198,7 +195,7 @@ unsafe fn nonblock(file: *const bindings::file) -> bool {
 impl<T: FileOperations> Adapter<T> {
     const OPTIONS: MiscDeviceOptions = MiscDeviceOptions { name: c"" };
 
-    /// The kernel crate's operations, and what they lack.
+    /// The kernel crate's operations, and those that it lacks.
     const FOPS: bindings::file_operations = bindings::file_operations {
         read: Some(Self::read),
         write: Some(Self::write),
@@ -233,8 +230,8 @@ impl<T: FileOperations> Adapter<T> {
     ///
     /// # Safety
     ///
-    /// `file` must be a valid file of a registered `Adapter<T>`, and `ppos` a valid position: the VFS
-    /// passes null for streams only, and `Adapter<T>` does not open any.
+    /// `file` must be a valid file of a registered `Adapter<T>`, and `ppos` a valid position: the
+    /// VFS passes null for streams only, and `Adapter<T>` does not open any.
     unsafe extern "C" fn read(
         file: *mut bindings::file,
         buf: *mut c_char,
@@ -284,12 +281,12 @@ impl<T: FileOperations> Adapter<T> {
     }
 }
 
-/// A registered misc device, and what its files are opened from.
+/// A registered misc device, and the data for `open`.
 ///
 /// # Invariants
 ///
 /// - `misc` is registered, with the operations of `Adapter<T>`.
-/// - Nothing else is registered with the operations of `Adapter<T>`.
+/// - Each device with the operations of `Adapter<T>` is the `misc` of a `Registration<T>`.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Registration<T: FileOperations> {
     data: T::Data,
@@ -297,18 +294,18 @@ pub(crate) struct Registration<T: FileOperations> {
     misc: Opaque<bindings::miscdevice>,
 }
 
-// SAFETY: `misc_deregister()` can be called from any thread; the data is `Send`.
+// SAFETY: Any thread can call `misc_deregister()`; the data is `Send`.
 unsafe impl<T: FileOperations> Send for Registration<T> {}
 // SAFETY: `open` gives shared access to the data, from any thread; the data is `Sync`.
 unsafe impl<T: FileOperations> Sync for Registration<T> {}
 
 impl<T: FileOperations> Registration<T> {
-    /// Registers the misc device `name`. From the moment it is, it can be opened.
+    /// Registers the misc device `name`. Processes can open it before this returns.
     ///
     /// # Errors
     ///
-    /// Those of `misc_register()`. A name that is taken gives `EEXIST` and a stack dump; the
-    /// caller sees to it that it is free.
+    /// Those of `misc_register()`. A name that is in use gives `EEXIST` and a stack dump; the
+    /// caller ensures that it is free.
     pub(crate) fn new(name: &'static CStr, data: T::Data) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             data,
@@ -320,10 +317,9 @@ impl<T: FileOperations> Registration<T> {
                 // SAFETY: The initializer can write to the provided `slot`.
                 unsafe { slot.write(misc) };
 
-                // SAFETY: The device was just written. It is pinned, and the destructor
-                // deregisters it.
-                // INVARIANT: If this succeeds it is registered; this is the only place that
-                // names the operations.
+                // SAFETY: The device was just written. It is pinned; the destructor deregisters it.
+                // INVARIANT: If this succeeds the device is registered. No other function registers
+                // these operations.
                 to_result(unsafe { bindings::misc_register(slot) })
             }),
         })

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What [`VmaNew`] lacks: mappings that are read-only for good, also of memory without a `struct
-//! page`.
+//! What [`VmaNew`] lacks: mappings that stay read-only, also of memory without a `struct page`.
 //!
 //! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
 
@@ -17,9 +16,9 @@ use kernel::{
     prelude::*, //
 };
 
-/// An area of a process's memory that `mmap(2)` is about to make, and into which nothing is mapped.
+/// A VMA that `mmap(2)` is setting up, without any page in it.
 ///
-/// Its methods consume it, since only one mapping can be made in it.
+/// The methods that map a page consume it.
 ///
 /// # Invariants
 ///
@@ -27,16 +26,16 @@ use kernel::{
 pub(crate) struct Area<'a>(&'a VmaNew);
 
 impl<'a> Area<'a> {
-    /// Wraps what the `mmap` operation of a file gets.
+    /// Wraps the VMA that the `mmap` operation of a file gets.
     pub(super) fn new(vma: &'a VmaNew) -> Self {
-        // INVARIANT: The area was just made. The caller, in this folder, gives it to nobody else.
+        // INVARIANT: The VMA is new and empty. The callers, all in this folder, only pass it on.
         Self(vma)
     }
 
-    /// Checks that the area is one page at offset 0 that can be made read-only, and makes it that.
+    /// Checks that the area is one page at offset 0, and makes it read-only.
     fn make_readonly(&self) -> Result {
         let vma = self.0;
-        // SAFETY: The area is undergoing initialization, so nobody else has access to it.
+        // SAFETY: The area is undergoing initialization, so no other thread has access to it.
         let offset = unsafe { (*vma.as_ptr()).vm_pgoff };
         if offset != 0 || vma.end() - vma.start() != PAGE_SIZE {
             return Err(EINVAL);
@@ -48,10 +47,10 @@ impl<'a> Area<'a> {
         vma.try_clear_mayexec()
     }
 
-    /// Maps `page`: cached, and for good neither writable nor executable.
+    /// Maps `page`: cached. The area can never become writable or executable.
     ///
     /// The area is left out of core dumps, cannot grow, and is inherited by `fork()`. The page is
-    /// not the kernel's, so nothing has to outlive the mapping.
+    /// not System RAM, so the mapping needs no reference.
     ///
     /// # Errors
     ///
@@ -64,15 +63,15 @@ impl<'a> Area<'a> {
         self.make_readonly()?;
 
         // SAFETY: The area is undergoing initialization and has the page's size. By the type
-        // invariants nothing is mapped there. The page is not memory that the kernel gives to
-        // anybody else, by its invariants.
+        // invariants nothing is mapped there. By the invariants of `ReservedPage` the kernel does
+        // not use the page for anything else.
         to_result(unsafe {
             bindings::vm_iomap_memory(self.0.as_ptr(), page.range().start(), PAGE_SIZE)
         })
     }
 
-    /// Maps a page of the kernel's own in the same way, with the same errors. The mapping holds a
-    /// reference to the page.
+    /// Maps a page of the kernel in the same way, with the errors of `vm_insert_page()` instead.
+    /// The mapping holds a reference to the page.
     pub(crate) fn map_shared(self, page: &SharedPage) -> Result {
         self.make_readonly()?;
         self.0.set_dontexpand();

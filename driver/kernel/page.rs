@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages of the kernel's own that processes can map, to read.
+//! Pages of the kernel that processes can map read-only.
 //!
 //! C header: [`include/linux/highmem.h`](srctree/include/linux/highmem.h)
 
@@ -16,31 +16,35 @@ use kernel::{
 };
 
 /// A page that begins with a native-endian u32; the rest of it is zeros.
+///
+/// # Invariants
+///
+/// Only [`SharedPage::store`] writes to the page. Processes that map it cannot write.
 pub(crate) struct SharedPage(Page);
 
 impl SharedPage {
-    /// Makes a page that begins with 0.
+    /// Allocates a page that begins with 0.
     ///
     /// # Errors
     ///
-    /// `ENOMEM`: there is no memory.
+    /// `ENOMEM`: There is no memory.
     pub(crate) fn new() -> Result<Self> {
         Ok(Self(Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?))
     }
 
-    /// Stores the u32, in one piece. Who sees it sees all that was done before.
+    /// Stores the u32 atomically: a process that loads it sees the stores before this call, too.
     pub(crate) fn store(&self, value: u32) {
         // SAFETY: The page is valid.
         let address = unsafe { bindings::kmap_local_page(self.0.as_ptr()) };
-        // SAFETY: A page is mapped there, whole, until it is unmapped below. Nobody accesses it but
-        // through this, and processes, which cannot write.
+        // SAFETY: The whole page is mapped there until it is unmapped below. By the type invariants
+        // all other accesses are atomic, too, or loads by processes.
         let word = unsafe { Atomic::<u32>::from_ptr(address.cast()) };
         word.store(value, Release);
-        // SAFETY: Mapped above, and nothing else since.
+        // SAFETY: The page was mapped above, and no other page since.
         unsafe { bindings::kunmap_local(address) };
     }
 
-    /// Returns the page, for mappings that cannot be written to.
+    /// Returns the page, for read-only mappings.
     pub(super) fn page(&self) -> &Page {
         &self.0
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What [`kernel::platform`] lacks: devices of one's own.
+//! What [`kernel::platform`] lacks: registering devices.
 //!
 //! C header: [`include/linux/platform_device.h`](srctree/include/linux/platform_device.h)
 
@@ -21,23 +21,22 @@ const PLATFORM_DEVID_AUTO: c_int = -2;
 ///
 /// # Invariants
 ///
-/// Points at a platform device that is registered, by this value. Its firmware node is that of
-/// `companion`.
+/// Points at a platform device that this value has registered, with `_companion`'s firmware node.
 pub(crate) struct OwnedDevice {
     device: NonNull<bindings::platform_device>,
-    // The platform device has no reference of its own to it. Dropped after the device was
-    // unregistered.
+    // `fwnode_handle_get()` takes no reference to an ACPI node. This one is put after the device
+    // was unregistered.
     _companion: ARef<acpi::Device>,
 }
 
-// SAFETY: A platform device can be unregistered from any thread.
+// SAFETY: Any thread can unregister a platform device.
 unsafe impl Send for OwnedDevice {}
 // SAFETY: A shared reference gives access to nothing.
 unsafe impl Sync for OwnedDevice {}
 
 impl OwnedDevice {
-    /// Registers another device for an ACPI device that has one already. The platform driver `name`
-    /// binds it: the companion's IDs are for its first device only.
+    /// Registers a second platform device for an ACPI device. The platform driver `name` binds it
+    /// by name: ACPI IDs match only the first one.
     ///
     /// # Errors
     ///
@@ -49,8 +48,8 @@ impl OwnedDevice {
             fwnode: companion.fwnode(),
             ..pin_init::zeroed()
         };
-        // SAFETY: `info` is valid, and is not used after the call. The firmware node is valid until
-        // the device is unregistered, by the reference that is kept beside it.
+        // SAFETY: `info` is valid, and is not used after the call. By the reference that is kept,
+        // the firmware node is valid until the device is unregistered.
         let device = from_err_ptr(unsafe { bindings::platform_device_register_full(&info) })?;
         // INVARIANT: The device was just registered, with that node.
         Ok(Self {

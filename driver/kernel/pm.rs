@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Being told that the machine was suspended or hibernated, and runs again.
+//! Notifiers for the end of a suspend or a hibernation.
 //!
 //! C header: [`include/linux/suspend.h`](srctree/include/linux/suspend.h)
 
@@ -21,10 +21,10 @@ use kernel::{
     types::Opaque, //
 };
 
-/// Callbacks for the end of a suspension.
+/// Callbacks for the end of a suspend or a hibernation.
 pub(crate) trait Resume: Send + Sync + 'static {
-    /// Called in process context after the machine was suspended or hibernated. User space runs
-    /// already.
+    /// Called in process context after a suspend or a hibernation, also one that failed. User space
+    /// runs already.
     fn resumed(&self);
 }
 
@@ -32,11 +32,11 @@ pub(crate) trait Resume: Send + Sync + 'static {
 ///
 /// # Invariants
 ///
-/// `block` is registered, and its callback is `notify::<T>`.
+/// With `CONFIG_PM_SLEEP`, `block` is registered, and its callback is `notify::<T>`.
 #[repr(C)]
 #[pin_data(PinnedDrop)]
 struct Registration<T: Resume> {
-    // The callback takes the address of this field as that of the whole.
+    // The first field: the callback casts its address to that of the struct.
     #[pin]
     block: Opaque<bindings::notifier_block>,
     handler: Arc<T>,
@@ -57,7 +57,7 @@ impl<T: Resume> PinnedDrop for Registration<T> {
     }
 }
 
-/// Calls `handler` after each suspension and hibernation, until `dev` is unbound.
+/// Calls `handler` after each suspend and hibernation, until `dev` is unbound.
 ///
 /// # Errors
 ///
@@ -77,7 +77,7 @@ pub(crate) fn register<T: Resume>(dev: &Device<Bound>, handler: Arc<T>) -> Resul
                 };
                 // SAFETY: The initializer can write to the provided `slot`.
                 unsafe { slot.write(block) };
-                // Without `CONFIG_PM_SLEEP` there is nothing to be told.
+                // Without `CONFIG_PM_SLEEP` there are no such notifiers.
                 // INVARIANT: If this succeeds the block is registered.
                 // SAFETY: The block is valid and pinned, and the destructor unregisters it.
                 #[cfg(CONFIG_PM_SLEEP)]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The kernel's random number generator: input, and reseeds on demand.
+//! The kernel's random number generator: input, and forced reseeds.
 //!
 //! C header: [`include/linux/random.h`](srctree/include/linux/random.h)
 
@@ -42,15 +42,15 @@ pub(crate) fn is_initialized() -> bool {
     unsafe { bindings::rng_is_initialized() }
 }
 
-/// `add_vmfork_randomness()`: mixes in the unique ID of a virtual machine that was just restored or
-/// cloned, reseeds the generator if it is initialized, and calls the vmfork notifiers.
+/// `add_vmfork_randomness()`: mixes in the new ID of a virtual machine that was restored or cloned,
+/// reseeds the generator if it is initialized, and calls the vmfork notifiers.
 ///
 /// The notifiers may sleep, and may take `rtnl_lock`. Callers must not hold a lock that is taken
 /// under that one.
 pub(crate) type Vmfork = fn(&[u8]);
 
-/// The function. `None`: The kernel's own driver, `drivers/virt/vmgenid.c`, is built in. Then only
-/// that driver can call it, and does.
+/// The function. It is `None` if the kernel's own driver, `drivers/virt/vmgenid.c`, is built in:
+/// then it is not exported to modules, and that driver calls it.
 pub(crate) const VMFORK: Option<Vmfork> = {
     #[cfg(CONFIG_VMGENID = "m")]
     fn vmfork(id: &[u8]) {
@@ -67,7 +67,7 @@ pub(crate) const VMFORK: Option<Vmfork> = {
 /// The `ioctl` operation of a file.
 type Ioctl = unsafe extern "C" fn(*mut bindings::file, c_uint, c_ulong) -> isize;
 
-/// `/dev/random`, as an open file of the kernel's.
+/// An open file of `/dev/random`.
 ///
 /// # Invariants
 ///
@@ -78,15 +78,13 @@ pub(crate) struct DevRandom {
 }
 
 impl DevRandom {
-    /// Opens `/dev/random`, by the caller's root directory and with its mounts.
-    ///
-    /// The file system of `/dev` cannot be unmounted until the file is closed.
+    /// Opens `/dev/random`, as the current process sees it (root directory, mount namespace). The
+    /// file system of `/dev` cannot be unmounted until the file is closed.
     ///
     /// # Errors
     ///
-    /// - `ENODEV`: The path names something else than the character device 1:8.
-    ///
-    /// And those of `filp_open()`, for example `ENOENT`.
+    /// `ENODEV`: The path names another file than the character device 1:8. And those of
+    /// `filp_open()`, for example `ENOENT`.
     pub(crate) fn open() -> Result<Self> {
         let flags = flags::O_RDONLY | flags::O_NONBLOCK | flags::O_NOCTTY;
         // SAFETY: The path is a C string.
@@ -99,8 +97,8 @@ impl DevRandom {
         let file = unsafe { ARef::from_raw(file) };
 
         let raw = file.as_ptr();
-        // SAFETY: The file is open. Its inode, and the type and number in that, do not change, nor do
-        // its operations.
+        // SAFETY: The file is open, so its inode and operations are valid. The operations, the
+        // number and the type do not change; `chmod(2)` changes other bits of `i_mode`.
         let (mode, rdev, ioctl) = unsafe {
             let inode = (*raw).f_inode;
             (
@@ -112,7 +110,7 @@ impl DevRandom {
         if mode & bindings::S_IFMT != bindings::S_IFCHR || rdev != DEV_RANDOM {
             return Err(ENODEV);
         }
-        // INVARIANT: The number is that of the character device, as checked just above.
+        // INVARIANT: The type and the number were checked just above.
         Ok(Self {
             file,
             ioctl: ioctl.ok_or(ENODEV)?,
@@ -122,12 +120,12 @@ impl DevRandom {
     /// Extracts a new key for the generator from the pool, and installs it. Does nothing if the
     /// generator is not initialized. Does not sleep.
     ///
-    /// Another reseed that began earlier may install its older key after this one.
+    /// A reseed that began earlier may install its older key after this call.
     ///
     /// # Errors
     ///
-    /// `EPERM`: The caller has no `CAP_SYS_ADMIN`. Kernel threads have it, unless a security module
-    /// takes it from them.
+    /// `EPERM`: The current task has no `CAP_SYS_ADMIN`. Kernel threads have it, unless a security
+    /// module denies it.
     pub(crate) fn reseed(&self) -> Result {
         // SAFETY: By the type invariants the operation belongs to the file, which is open. This
         // command takes no argument.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Loads without a call, for the few that each `read()` of the device makes.
+//! Inlined loads, for the few in each `read()` of the device.
 //!
 //! Without `CONFIG_RUST_INLINE_HELPERS` each `load(Relaxed)` of the kernel crate is a call of a C
 //! function. Inlined loads save 40 of the 345 instructions of a `read()`.
@@ -24,7 +24,7 @@ pub(crate) fn read_once<T: AtomicType>(atomic: &Atomic<T>) -> T {
 /// Orders the loads before it before the loads after it: `smp_rmb()`.
 #[inline(always)]
 pub(crate) fn read_barrier() {
-    // The processor keeps loads in order: `__smp_rmb()` of x86 is `barrier()`.
+    // x86 does not reorder loads: its `__smp_rmb()` is `barrier()`.
     #[cfg(CONFIG_X86)]
     // SAFETY: There is no instruction.
     unsafe {

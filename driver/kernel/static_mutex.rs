@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What [`kernel::sync::global_lock`] leaves to its users: initializing the lock, once, before its
-//! first use.
+//! [`kernel::sync::global_lock`] without an `init` call: the first `lock` initializes the mutex.
 
 use kernel::{
     processor::cpu_relax,
@@ -21,8 +20,8 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `mutex` is initialized only by the caller that has turned `begun` to `true`, and is used only
-/// when `ready` is populated, which is after that.
+/// Only the caller that has changed `begun` to `true` initializes `mutex`, and then populates
+/// `ready`. `mutex` is used only when `ready` is populated.
 pub(crate) struct StaticMutex<B: GlobalLockBackend + 'static> {
     mutex: GlobalLock<B>,
     begun: Atomic<bool>,
@@ -36,7 +35,7 @@ impl<B: GlobalLockBackend> StaticMutex<B> {
     pub(crate) const unsafe fn new(value: B::Item) -> Self {
         // INVARIANT: The mutex is neither initialized nor used.
         Self {
-            // SAFETY: By the type invariants and the safety requirements of this function.
+            // SAFETY: `lock` calls `init` before it locks. The caller uses `B` with no other lock.
             mutex: unsafe { GlobalLock::new(value) },
             begun: Atomic::new(false),
             ready: SetOnce::new(),
