@@ -13,7 +13,6 @@ use super::{
         irq,
         kthread::{
             Job,
-            Priority,
             Work,
             Worker, //
         },
@@ -69,11 +68,19 @@ impl Shared {
     pub(crate) fn new() -> Result<Arc<Self>> {
         let reseeder = Reseeder::new()?;
         let shared = Self {
-            worker: Worker::new(crate::NAME, Priority::Interrupt)?,
-            notifiers: reseeder.notifiers().map(Notifiers::start).transpose()?,
+            worker: Worker::new(crate::NAME)?,
+            notifiers: reseeder.notifiers().map(Notifiers::new).transpose()?,
             reseeder,
         };
         Ok(Arc::new(shared, GFP_KERNEL)?)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(notifiers) = &self.notifiers {
+            notifiers.flush();
+        }
     }
 }
 
@@ -220,19 +227,21 @@ impl Watched {
         self.queue();
         if may_wait {
             self.flush();
-            return if self.failed.load(Relaxed) {
-                Err(EIO)
-            } else {
-                Ok(())
-            };
         }
-        for _ in 0..40 {
-            if self.is_published() {
-                return Ok(());
-            }
+        let mut steps = if may_wait { 0 } else { 40 };
+        while steps > 0 && !self.is_published() {
+            steps -= 1;
             fsleep(Delta::from_micros(50));
         }
-        Err(EAGAIN)
+        if steps > 0 {
+            Ok(())
+        } else if self.failed.load(Relaxed) {
+            Err(EIO)
+        } else if may_wait {
+            Ok(())
+        } else {
+            Err(EAGAIN)
+        }
     }
 
     /// Queues a run of the rule that wakes the pollers.

@@ -65,11 +65,6 @@ impl Published {
         second.store(id[1], Release);
         first.store(id[0], Release);
     }
-
-    /// Returns the ID. While [`Published::set`] runs, this can return a mix of two IDs.
-    pub(crate) fn get(&self) -> Id {
-        self.0.each_ref().map(read_once)
-    }
 }
 
 /// A generation ID in guest memory.

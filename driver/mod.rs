@@ -17,6 +17,7 @@ pub(crate) mod kernel {
     pub(crate) mod rwonce;
     pub(crate) mod sched;
     pub(crate) mod static_mutex;
+    pub(crate) mod workqueue;
 }
 pub(crate) mod firmware {
     pub(crate) mod acpi;

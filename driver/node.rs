@@ -191,24 +191,32 @@ pub(crate) struct OpenFile {
 impl OpenFile {
     /// Applies the rule, and returns the value for `read`. For the counter this is the barrier.
     ///
+    /// Where the rule takes longer than the caller may wait, this calls `delayed`, and has the pollers
+    /// woken later.
+    ///
     /// # Errors
     ///
     /// `ENODEV`: The device was unbound. And those of [`Watched::apply_rule`] and
     /// [`Reseeds::next`].
     #[inline(always)]
-    fn read(&self, may_wait: bool) -> Result<u32> {
+    fn read(&self, may_wait: bool, delayed: impl FnOnce()) -> Result<u32> {
         let files = &*self.files;
         files.check_bound()?;
+        let apply_rule = || {
+            files.generation.apply_rule(may_wait).inspect_err(|&err| {
+                if err == EAGAIN {
+                    delayed();
+                    files.generation.wake_when_applied();
+                }
+            })
+        };
         match &files.source {
-            Source::Counter(counter) => counter.read(|| files.generation.apply_rule(may_wait)),
-            Source::Reseeds(reseeds) => self.next_reseed(reseeds, may_wait),
+            Source::Counter(counter) => counter.read(apply_rule),
+            Source::Reseeds(reseeds) => {
+                apply_rule()?;
+                reseeds.next(&self.last, may_wait, || files.check_bound())
+            }
         }
-    }
-
-    #[inline(never)]
-    fn next_reseed(&self, reseeds: &Reseeds, may_wait: bool) -> Result<u32> {
-        self.files.generation.apply_rule(may_wait)?;
-        reseeds.next(&self.last, may_wait, || self.files.check_bound())
     }
 }
 
@@ -241,13 +249,13 @@ impl FileOperations for Operations {
                 _ => return Err(EINVAL),
             }
         }
-        file.read(!request.nonblock).map(Some).inspect_err(|&err| {
-            if let (EAGAIN, Source::Counter(_)) = (err, &file.files.source) {
+        let delayed = || {
+            if let Source::Counter(_) = &file.files.source {
                 // The next read may return the same counter, if the ID has changed without it.
                 file.last.put_off();
-                file.files.generation.wake_when_applied();
             }
-        })
+        };
+        file.read(!request.nonblock, delayed).map(Some)
     }
 
     #[inline(always)]
@@ -275,13 +283,9 @@ impl FileOperations for Operations {
             Source::Counter(_) => file.files.generation.handled(),
             Source::Reseeds(reseeds) => reseeds.changed(),
         });
-        match file.read(false) {
+        match file.read(false, || ()) {
             Ok(value) if file.last.is_new(value) => Ready::READ,
-            Ok(_) => Ready::NOT,
-            Err(EAGAIN) => {
-                file.files.generation.wake_when_applied();
-                Ready::NOT
-            }
+            Ok(_) | Err(EAGAIN) => Ready::NOT,
             Err(_) => Ready::GONE,
         }
     }

@@ -2,74 +2,96 @@
 
 //! Calling the vmfork notifiers, once for each published ID.
 //!
-//! The notifiers may sleep for long: that of WireGuard takes `rtnl_lock`. So a separate thread
-//! calls them, after the reseed. Only the unload of the module waits for it.
+//! The notifiers may sleep for long: that of WireGuard takes `rtnl_lock`. So a work item calls them,
+//! after the reseed. Nothing waits for it except the end of the module.
 
 use super::{
-    id::{
-        Id,
-        Published, //
-    },
+    id::Id,
     kernel::{
-        kthread::{
-            Job,
-            Priority,
-            Work,
-            Worker, //
-        },
-        random::Vmfork, //
+        random::Vmfork,
+        workqueue, //
     }, //
 };
 use kernel::{
+    new_mutex,
+    new_work,
     prelude::*,
     sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
-        Arc, //
+        Arc,
+        Mutex, //
+    },
+    workqueue::{
+        impl_has_work,
+        Work,
+        WorkItem, //
     }, //
 };
 
-/// The calls of the vmfork notifiers that are due.
-pub(crate) struct Due {
-    call: Vmfork,
-    calls: Atomic<u32>,
-    /// The last published ID of all devices.
-    id: Published,
+/// The calls that are due.
+struct Due {
+    /// The ID that was published last.
+    id: Id,
+    calls: usize,
 }
 
-/// The work that calls the vmfork notifiers.
-pub(crate) type Notifiers = Work<Due>;
+/// The vmfork notifiers, as something to call later.
+#[pin_data]
+pub(crate) struct Notifiers {
+    call: Vmfork,
+    #[pin]
+    due: Mutex<Due>,
+    #[pin]
+    work: Work<Notifiers>,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Notifiers { self.work }
+}
 
 impl Notifiers {
     /// # Errors
     ///
-    /// Those of [`Worker::new`], and `ENOMEM`.
-    pub(crate) fn start(call: Vmfork) -> Result<Arc<Self>> {
-        let due = Due {
-            call,
-            calls: Atomic::new(0),
-            id: Published::none([0; 2]),
-        };
-        let worker = Worker::new(c"vmgenid-notify", Priority::Normal)?;
-        Arc::pin_init(Work::new(worker, due), GFP_KERNEL)
+    /// `ENOMEM`: There is no memory.
+    pub(crate) fn new(call: Vmfork) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                call,
+                due <- new_mutex!(Due { id: [0; 2], calls: 0 }, "Notifiers::due"),
+                work <- new_work!("Notifiers::work"),
+            }),
+            GFP_KERNEL,
+        )
     }
 
-    /// Queues one more call of the notifiers: `id` was published. One caller at a time.
-    pub(crate) fn call_later(&self, id: Id) {
-        self.id.set(id);
-        self.calls.fetch_add(1, Relaxed);
-        self.queue();
+    /// Has the notifiers called once more: `id` was published.
+    pub(crate) fn call_later(self: &Arc<Self>, id: Id) {
+        {
+            let mut due = self.due.lock();
+            due.id = id;
+            due.calls += 1;
+        }
+        workqueue::enqueue(self.clone());
+    }
+
+    /// Blocks until all calls that were due have been made.
+    pub(crate) fn flush(&self) {
+        workqueue::flush(self);
+    }
+
+    /// Returns the ID of the next call that is due.
+    fn next(&self) -> Option<Id> {
+        let mut due = self.due.lock();
+        due.calls = due.calls.checked_sub(1)?;
+        Some(due.id)
     }
 }
 
-impl Job for Due {
-    fn run(&self) {
-        let mut calls = self.calls.xchg(0, Relaxed);
-        while calls > 0 {
-            (self.call)(self.id.get().as_bytes());
-            calls -= 1;
+impl WorkItem for Notifiers {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        while let Some(id) = this.next() {
+            (this.call)(id.as_bytes());
         }
     }
 }

@@ -23,7 +23,6 @@
 //! - Before the generator is initialized, and without `CONFIG_TASKS_RCU`: a process of root that
 //!   initializes it (`RNDADDENTROPY`, `RNDADDTOENTCNT`). Until then `/dev/urandom` and
 //!   `GRND_INSECURE` can return the same in all clones.
-//! - FIXME: the thread that calls the vmfork notifiers. `add_vmfork_randomness()` reseeds, too.
 
 use super::{
     id::{

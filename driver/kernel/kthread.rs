@@ -16,15 +16,6 @@ use kernel::{
     types::Opaque, //
 };
 
-/// The priority of a [`Worker`].
-#[derive(PartialEq)]
-pub(crate) enum Priority {
-    /// `SCHED_FIFO`, 50, as interrupt threads have.
-    Interrupt,
-    /// `SCHED_NORMAL`, nice 0.
-    Normal,
-}
-
 /// A kernel thread that runs one work after the other (`struct kthread_worker`).
 ///
 /// # Invariants
@@ -44,7 +35,7 @@ impl Worker {
     ///
     /// - `ENOMEM`: There is no memory.
     /// - `EINTR`: The caller is being killed.
-    pub(crate) fn new(name: &'static CStr, priority: Priority) -> Result<Arc<Self>> {
+    pub(crate) fn new(name: &'static CStr) -> Result<Arc<Self>> {
         // SAFETY: The format takes one C string.
         let worker = from_err_ptr(unsafe {
             bindings::kthread_create_worker_on_node(
@@ -60,9 +51,7 @@ impl Worker {
         // SAFETY: The worker is valid. So is its thread: it has not started.
         unsafe {
             let thread = (*worker.0.as_ptr()).task;
-            if priority == Priority::Interrupt {
-                bindings::sched_set_fifo(thread);
-            }
+            bindings::sched_set_fifo(thread);
             bindings::wake_up_process(thread);
         }
         Ok(Arc::new(worker, GFP_KERNEL)?)
