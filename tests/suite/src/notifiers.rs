@@ -55,9 +55,12 @@ impl Blocked {
         Ok(all)
     }
 
-    /// Whether it is the worker that calls the notifiers, ours or that of the kernel's own driver.
+    /// Whether it is the thread that calls the notifiers: ours, or a worker of ACPI's where the
+    /// kernel's own driver does.
     fn calls_the_notifiers(&self) -> bool {
-        self.name.starts_with("kworker/") && self.stack.contains("add_vmfork_randomness")
+        let (ours, theirs) = ("vmgenid-notify", "kworker/");
+        (self.name == ours || self.name.starts_with(theirs))
+            && self.stack.contains("blocking_notifier_call_chain")
     }
 }
 

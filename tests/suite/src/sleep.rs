@@ -193,17 +193,17 @@ fn hibernate(context: &Context, firmware: Firmware, how: &str) -> Result<()> {
          echo {how} >/sys/power/disk && echo disk >/sys/power/state"
     );
     let hibernating = Background::start(&vm, &script)?;
-    let mut said = String::new();
+    let mut says = String::new();
     wait("the machine is off", || {
         if vm.pid()?.is_none() {
             return Ok(Some(()));
         }
         // It says nothing more when it has gone.
-        said = hibernating.says(&vm).unwrap_or(said.clone());
+        says = hibernating.says(&vm).unwrap_or(says.clone());
         Ok(None)
     })
-    .with_context(|| said.clone())?;
-    let swap = said.lines().find_map(|line| line.strip_prefix("disk "));
+    .with_context(|| says.clone())?;
+    let swap = says.lines().find_map(|line| line.strip_prefix("disk "));
     let swap = swap.context("no disk")?.to_string();
 
     let (mut with, mut without) = (Vec::new(), Vec::new());
@@ -220,12 +220,11 @@ fn hibernate(context: &Context, firmware: Firmware, how: &str) -> Result<()> {
         let mut options = options(&copy);
         options.append.push(format!("resume={swap}"));
         options.genctr = Some(value);
+        // A connection to the agent that begins before its device is back comes to nothing.
+        options.paused = true;
         let resumed = context.boot(options)?;
-        let log = resumed.shell("dmesg")?;
-        ensure!(
-            log.contains("PM: hibernation: hibernation exit"),
-            "it was not resumed: {log}"
-        );
+        resumed.qmp(&cont {})?;
+        said(&resumed, "PM: hibernation: hibernation exit")?;
         // Nobody has read the device yet.
         without.push(drawn(&resumed)?);
         ensure!(
