@@ -231,18 +231,25 @@ fn hibernate(context: &Context, firmware: Firmware, how: &str) -> Result<()> {
             generation(&resumed)? > before,
             "the kernel was not reseeded after the resume"
         );
-        resumed.shell("killall -CONT contract")?;
-        with.push(Draws::of(&resumed)?);
+        // With its page in NVS, the counter is the old one, too: a process is not told.
+        let in_nvs = firmware == Firmware::Ovmf;
+        let value = if in_nvs { FIRST } else { value };
+        if !in_nvs {
+            resumed.shell("killall -CONT contract")?;
+            with.push(Draws::of(&resumed)?);
+        }
         let said = crate::context::counter(&resumed)?;
         ensure!(said == format!("read {value}, mapped {value}"), "{said}");
-        if !is_builtin() && firmware == Firmware::Seabios {
-            expect_count(&resumed, 1)?;
+        if !is_builtin() {
+            expect_count(&resumed, u32::from(!in_nvs))?;
         }
         no_splat(&resumed)?;
     }
-    let same = Same::of(&with);
-    eprintln!("with the barrier: {same}");
-    ensure!(same.most == 0, "after the barrier: {same}");
+    if !with.is_empty() {
+        let same = Same::of(&with);
+        eprintln!("with the barrier: {same}");
+        ensure!(same.most == 0, "after the barrier: {same}");
+    }
     let common = without[0].intersection(&without[1]).count();
     ensure!(
         common == 0,
@@ -257,8 +264,9 @@ fn a_hibernated_machine_differs_in_two(context: &Context) -> Result<()> {
     hibernate(context, Firmware::Seabios, "shutdown")
 }
 
-/// Expect the same where the ID is in ACPI NVS, which the kernel writes back as it was: the old ID is
-/// in memory then, and a reseed is due all the same.
+/// Expect the same of the kernel's generator where the ID and the counter are in ACPI NVS, which the
+/// kernel writes back as it was. The old ID and the old counter are in memory then: the driver reseeds
+/// all the same, but no process that looks at the counter is told.
 fn a_hibernated_machine_differs_in_two_with_its_id_in_nvs(context: &Context) -> Result<()> {
     hibernate(context, Firmware::Ovmf, "platform")
 }
