@@ -8,7 +8,7 @@ use crate::{
     context::{Context, await_random, genctr, generation, is_builtin, no_splat, wait},
     draws::{self, Draws, Same},
     tests,
-    vmforks::{self, Background, expect_count},
+    vmforks::{self, Background, expect_count, expect_published, published},
 };
 use anyhow::{Context as _, Result, ensure};
 use std::{collections::BTreeSet, path::Path, process::Command, thread, time::Duration};
@@ -29,25 +29,19 @@ const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
 const FIRST: u32 = 42;
 
 /// A guest in which nothing but the end of the suspend can tell the driver of a change: its
-/// notification is held back, and no interrupt is looked at.
-fn deaf(context: &Context) -> Result<Vm> {
+/// notification is held back, no interrupt is looked at, and no process waits in `poll`, which would
+/// be called anew when the process is thawed. Returns how many IDs were published, too.
+fn deaf(context: &Context) -> Result<(Vm, u32)> {
     let options = Options {
         smp: Some(2),
-        parameter: vec!["early_look=0".into()],
+        parameter: vec!["early_look=0 sysgenid=1".into()],
         append: vec!["no_console_suspend".into()],
         ..genctr(FIRST)
     };
     let vm = vmforks::boot(context, options)?;
     vm.shell(&format!("echo mask >{GPE}"))?;
-    vm.spawn(
-        ["contract", "wait", "--out", "/tmp/waiter"],
-        "/tmp/waiter.err",
-    )?;
-    wait("the waiter", || {
-        let said = vm.shell("cat /tmp/waiter 2>/dev/null || true")?;
-        Ok((!said.is_empty()).then_some(()))
-    })?;
-    Ok(vm)
+    let published = published(&vm)?;
+    Ok((vm, published))
 }
 
 /// Waits until the console has this.
@@ -89,37 +83,37 @@ fn woken_clone(vm: &mut Vm, wake: impl Fn(&Vm) -> Result<()>) -> Result<Vm> {
     Ok(clone)
 }
 
-/// Expects that the rule was applied at the end of the suspend: the waiter is woken, and the
-/// notifiers were called once. Nothing has read the device before.
-fn expect_caught(clone: &Vm) -> Result<()> {
-    let said = wait("the waiter is woken", || {
-        let said = clone.shell("cat /tmp/waiter")?;
-        Ok(said.lines().nth(1).map(String::from))
-    })
-    .with_context(|| clone.shell("dmesg | tail -n 20").unwrap_or_default())?;
-    let expected = format!("from {FIRST}: PollFlags(IN), read {}", FIRST + 1);
-    ensure!(said == expected, "the waiter says: {said}");
+/// Expects that the rule was applied at the end of the suspend. Nothing has read the device.
+fn expect_caught(clone: &Vm, before: u32) -> Result<()> {
+    expect_published(clone, before + 1)
+        .with_context(|| clone.shell("dmesg | tail -n 20").unwrap_or_default())?;
     if !is_builtin() {
         expect_count(clone, 1)?;
     }
+    let said = crate::context::counter(clone)?;
+    let expected = FIRST + 1;
+    ensure!(
+        said == format!("read {expected}, mapped {expected}"),
+        "afterwards: {said}"
+    );
     no_splat(clone)
 }
 
 /// Expect that a machine which is restored while it is suspended to idle applies the rule when it is
 /// woken, though the notification is lost.
 fn a_restore_while_suspended_to_idle_is_caught(context: &Context) -> Result<()> {
-    let mut vm = deaf(context)?;
+    let (mut vm, before) = deaf(context)?;
     suspend(&vm, "echo freeze >/sys/power/state")?;
     let clone = woken_clone(&mut vm, |clone| {
         clone.qmp(&system_powerdown {})?;
         Ok(())
     })?;
-    expect_caught(&clone)
+    expect_caught(&clone, before)
 }
 
 /// Expect the same of one that is suspended to RAM.
 fn a_restore_while_suspended_to_ram_is_caught(context: &Context) -> Result<()> {
-    let mut vm = deaf(context)?;
+    let (mut vm, before) = deaf(context)?;
     suspend(
         &vm,
         "echo deep >/sys/power/mem_sleep && echo mem >/sys/power/state",
@@ -130,19 +124,19 @@ fn a_restore_while_suspended_to_ram_is_caught(context: &Context) -> Result<()> {
         clone.qmp(&system_wakeup {})?;
         Ok(())
     })?;
-    expect_caught(&clone)
+    expect_caught(&clone, before)
 }
 
 /// Expect the same of one whose processes are frozen, and which goes on by itself: `pm_test` stops
 /// there for five seconds.
 fn a_restore_while_frozen_is_caught(context: &Context) -> Result<()> {
-    let mut vm = deaf(context)?;
+    let (mut vm, before) = deaf(context)?;
     suspend(
         &vm,
         "echo freezer >/sys/power/pm_test && echo freeze >/sys/power/state",
     )?;
     let clone = woken_clone(&mut vm, |_| Ok(()))?;
-    expect_caught(&clone)
+    expect_caught(&clone, before)
 }
 
 /// A disk for swap, and with it for what is hibernated.

@@ -108,9 +108,10 @@ fn calls_that_must_not_sleep_return_at_once(context: &Context) -> Result<()> {
     ensure!(said.len() == 1, "the waiter says: {said:?}");
 
     let vm = &starved.end()?;
-    for (what, process) in [("read", &read), ("O_NONBLOCK", &nonblock), ("poll", &poll)] {
-        let reply = wait(what, || Reply::of(&process.says(vm)?, FIRST + 1))?;
-        eprintln!("{what}: {reply:?}");
+    for (expected, process) in [("read", &read), ("EAGAIN", &nonblock), ("not-ready", &poll)] {
+        let reply = wait(expected, || Reply::of(&process.says(vm)?, FIRST + 1))?;
+        ensure!(reply.answer == expected, "not {expected}: {reply:?}");
+        eprintln!("{reply:?}");
     }
     wait("the waiter is woken", || {
         let said = lines(vm, "cat /tmp/waiter")?;
