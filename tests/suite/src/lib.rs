@@ -89,13 +89,15 @@ const NOT_BUILTIN: [&str; 6] = [
 ];
 
 /// What is for such a kernel only.
-const BUILTIN_ONLY: [&str; 2] = ["guests::beside_vmgenctr_", "input::vmgenctr_refuses_"];
+const BUILTIN_ONLY: [&str; 3] = [
+    "guests::beside_vmgenctr_",
+    "input::vmgenctr_refuses_",
+    // It steps through the kernel's own driver.
+    "stepper::a_snapshot_in_the_builtin_drivers_",
+];
 
-/// What steps through machine code. The checkers of the other kernels add calls to it.
+/// What steps through machine code. The checkers of the debug kernels add calls to it.
 const STEPPER: &str = "stepper::";
-
-/// What steps through the kernel's own driver, where that is built in.
-const STEPPER_BUILTIN: &str = "stepper::a_snapshot_in_the_builtin_drivers_";
 
 /// What takes an hour.
 const SOAKS: [&str; 4] = [
@@ -189,9 +191,12 @@ fn is_ignored(name: &str) -> bool {
         || context::parameters().is_some() && !any(&PARAMETERS)
         || match vm::kernel::default().as_str() {
             "tiny" => any(&BUILTIN_ONLY) || any(&[DEBUG_ONLY]),
-            "debug" => any(&TINY_ONLY) || any(&BUILTIN_ONLY),
-            name if vm::kernel::is_builtin(name) => any(&TINY_ONLY) || any(&NOT_BUILTIN),
-            _ => any(&TINY_ONLY) || any(&BUILTIN_ONLY) || any(&[DEBUG_ONLY]),
+            "builtin" => any(&TINY_ONLY) || any(&NOT_BUILTIN),
+            "debug" => any(&TINY_ONLY) || any(&BUILTIN_ONLY) || any(&[STEPPER]),
+            name if vm::kernel::is_builtin(name) => {
+                any(&TINY_ONLY) || any(&NOT_BUILTIN) || any(&[STEPPER])
+            }
+            _ => any(&TINY_ONLY) || any(&BUILTIN_ONLY) || any(&[DEBUG_ONLY, STEPPER]),
         }
 }
 
