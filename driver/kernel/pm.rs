@@ -77,10 +77,9 @@ pub(crate) fn register<T: Resume>(dev: &Device<Bound>, handler: Arc<T>) -> Resul
                 };
                 // SAFETY: The initializer can write to the provided `slot`.
                 unsafe { slot.write(block) };
-                // Without `CONFIG_PM_SLEEP` there are no such notifiers.
-                // INVARIANT: If this succeeds the block is registered.
-                // SAFETY: The block is valid and pinned, and the destructor unregisters it.
+                // INVARIANT: With `CONFIG_PM_SLEEP`, if this succeeds the block is registered.
                 #[cfg(CONFIG_PM_SLEEP)]
+                // SAFETY: The block is valid and pinned, and the destructor unregisters it.
                 kernel::error::to_result(unsafe { bindings::register_pm_notifier(slot) })?;
                 Ok::<(), Error>(())
             }),

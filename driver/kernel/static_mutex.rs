@@ -60,7 +60,7 @@ impl<B: GlobalLockBackend> StaticMutex<B> {
 /// Defines a [`StaticMutex`]. Its value is not dropped when the module is unloaded.
 macro_rules! static_mutex {
     ($vis:vis static $name:ident: Mutex<$type:ty> = $value:expr;) => {
-        #[allow(non_camel_case_types)]
+        #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
         $vis enum $name {}
 
         impl kernel::sync::GlobalLockBackend for $name {
