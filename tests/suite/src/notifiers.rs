@@ -55,12 +55,10 @@ impl Blocked {
         Ok(all)
     }
 
-    /// Whether it is the thread that calls the notifiers: ours, or a worker of ACPI's where the
-    /// kernel's own driver does.
+    /// Whether it is the work queue thread that calls the notifiers: that of our work item, or that
+    /// of ACPI's where the kernel's own driver calls them.
     fn calls_the_notifiers(&self) -> bool {
-        let (ours, theirs) = ("vmgenid-notify", "kworker/");
-        (self.name == ours || self.name.starts_with(theirs))
-            && self.stack.contains("blocking_notifier_call_chain")
+        self.name.starts_with("kworker/") && self.stack.contains("blocking_notifier_call_chain")
     }
 }
 
