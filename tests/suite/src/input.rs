@@ -49,8 +49,9 @@ fn load(vm: &Vm, make: &str) -> Result<(bool, Vec<String>)> {
     let loaded = vm.exec(["sh", "-c", &script])?;
     let said = lines(
         vm,
-        // The first out-of-tree module is told, once.
-        &format!("dmesg | sed 's/^[^]]*] //' | grep {name} | grep -v taints || true"),
+        // The first out-of-tree module is told, once. What insmod cannot load it tries to load again,
+        // by another system call.
+        &format!("dmesg | sed 's/^[^]]*] //' | grep {name} | grep -v taints | uniq"),
     )?;
     Ok((loaded.status.success(), said))
 }
