@@ -325,9 +325,7 @@ mod injectable {
 
     #[used]
     #[link_section = "_error_injection_whitelist"]
-    static ENTRIES: [Entry; 13] = entries! {
-        __cpuhp_setup_state: EI_ETYPE_ERRNO,
-        __cpuhp_state_add_instance: EI_ETYPE_ERRNO,
+    static ENTRIES: [Entry; 12] = entries! {
         __devm_add_action: EI_ETYPE_ERRNO,
         __platform_driver_register: EI_ETYPE_ERRNO,
         acpi_dev_install_notify_handler: EI_ETYPE_ERRNO,
@@ -338,6 +336,7 @@ mod injectable {
         kthread_create_worker_on_node: EI_ETYPE_ERRNO,
         memremap: EI_ETYPE_NULL,
         misc_register: EI_ETYPE_ERRNO,
+        register_pm_notifier: EI_ETYPE_ERRNO,
         request_threaded_irq: EI_ETYPE_ERRNO,
         vm_iomap_memory: EI_ETYPE_ERRNO,
     };

@@ -191,16 +191,17 @@ fn a_lesser_source_is_said(context: &Context) -> Result<()> {
     let mut vm = context.boot(options)?;
     vm.shell("insmod /vmgenid.ko sysgenid=1")?;
     let late = "the source is sysgenid: a restore is seen some milliseconds late";
-    expect(&vm, "vmgenid get", 0, "0", late)?;
-    let json = r#"{"source":"sysgenid","generation":0}"#;
+    // The first ID counts, too.
+    expect(&vm, "vmgenid get", 0, "1", late)?;
+    let json = r#"{"source":"sysgenid","generation":1}"#;
     expect(&vm, "vmgenid get --json", 0, json, late)?;
 
     // It needs no counter of the hypervisor's.
     vm.spawn(["vmgenid", "watch"], "/tmp/watch")?;
-    says(&vm, "/tmp/watch", "watching sysgenid, generation 0")?;
+    says(&vm, "/tmp/watch", "watching sysgenid, generation 1")?;
     vm.snapshot(&"s".parse()?)?;
     let clone = vm.clone_from(&"s".parse()?, None, None)?;
-    says(&clone, "/tmp/watch", "restored: generation 0 -> 1")?;
-    expect(&clone, "vmgenid get", 0, "1", late)?;
-    expect(&vm, "vmgenid get", 0, "0", late)
+    says(&clone, "/tmp/watch", "restored: generation 1 -> 2")?;
+    expect(&clone, "vmgenid get", 0, "2", late)?;
+    expect(&vm, "vmgenid get", 0, "1", late)
 }

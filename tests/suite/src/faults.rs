@@ -186,11 +186,14 @@ fn each_registration_that_fails_has_its_outcome(context: &Context) -> Result<()>
         failing("__devm_add_action", enomem, 1, bind, "not bound, 12"),
         failing("misc_register", enomem, 1, bind, without),
         failing("acpi_gsi_to_irq", Some(EINVAL), 1, bind, late),
-        failing("__cpuhp_setup_state", enomem, 1, bind, late),
-        failing("__cpuhp_state_add_instance", enomem, 1, bind, late),
-        // The first CPU's, then that of the second, when the first has one.
-        failing("kthread_create_worker_on_node", enomem, 1, bind, late),
-        failing("kthread_create_worker_on_node", enomem, 2, bind, late),
+        failing("register_pm_notifier", enomem, 1, bind, "not bound, 12"),
+        failing(
+            "kthread_create_worker_on_node",
+            enomem,
+            1,
+            insmod,
+            "not bound, 12",
+        ),
         failing("request_threaded_irq", Some(EBUSY), 1, bind, late),
     ];
     for failing in &all {
