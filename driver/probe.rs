@@ -118,19 +118,19 @@ fn node(
     generation: &Arc<Watched>,
     source: Result<Source>,
 ) -> Option<Pin<KBox<Node>>> {
-    name.claim()
-        .ok_or("belongs to another device")
-        .and_then(|claim| {
-            source
-                .and_then(|source| Node::new(claim, generation.clone(), source))
-                .map_err(|err| {
-                    if err == ENOMEM {
-                        "cannot be made, out of memory"
-                    } else {
-                        "cannot be made"
-                    }
-                })
+    let Some(claim) = name.claim() else {
+        complain(dev, "another device has", name.path(), "reseeding only");
+        return None;
+    };
+    source
+        .and_then(|source| Node::new(claim, generation.clone(), source))
+        .inspect_err(|&err| {
+            let wrong = if err == ENOMEM {
+                "cannot be made, out of memory"
+            } else {
+                "cannot be made"
+            };
+            complain(dev, name.path(), wrong, "reseeding only");
         })
-        .inspect_err(|wrong| complain(dev, name.path(), wrong, "reseeding only"))
         .ok()
 }

@@ -44,7 +44,7 @@ const SCENARIOS: &[Scenario] = &[
 
 /// What is said where the driver cannot have ACPI's interrupt, too.
 const NOT_SHARED: &str = "no early look at the generation ID, the notification has to do: \
-    ACPI's interrupt cannot be shared";
+    the SCI cannot be shared";
 
 /// A guest's options with a sound device, whose objects are no methods. The
 /// tables are needed until it is booted.
