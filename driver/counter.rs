@@ -92,9 +92,7 @@ impl LastRead {
     /// Stores that a read has returned `value`.
     #[inline(always)]
     pub(crate) fn returned(&self, value: u32) {
-        if self.is_new(value) {
-            self.0.store(value.into(), Relaxed);
-        }
+        self.0.store(value.into(), Relaxed);
     }
 
     /// Stores that a read has returned `EAGAIN`. The next read may return the same counter: an ID

@@ -191,32 +191,44 @@ pub(crate) struct OpenFile {
 impl OpenFile {
     /// Applies the rule, and returns the value for `read`. For the counter this is the barrier.
     ///
-    /// Where the rule takes longer than the caller may wait, this calls `delayed`, and has the pollers
-    /// woken later.
+    /// Where the rule takes longer than the caller may wait, the pollers are woken later, and see an
+    /// event if `is_read`.
     ///
     /// # Errors
     ///
     /// `ENODEV`: The device was unbound. And those of [`Watched::apply_rule`] and
     /// [`Reseeds::next`].
     #[inline(always)]
-    fn read(&self, may_wait: bool, delayed: impl FnOnce()) -> Result<u32> {
-        let files = &*self.files;
-        files.check_bound()?;
-        let apply_rule = || {
-            files.generation.apply_rule(may_wait).inspect_err(|&err| {
-                if err == EAGAIN {
-                    delayed();
-                    files.generation.wake_when_applied();
-                }
-            })
-        };
-        match &files.source {
-            Source::Counter(counter) => counter.read(apply_rule),
-            Source::Reseeds(reseeds) => {
-                apply_rule()?;
-                reseeds.next(&self.last, may_wait, || files.check_bound())
-            }
+    fn read(&self, may_wait: bool, is_read: bool) -> Result<u32> {
+        self.files.check_bound()?;
+        match &self.files.source {
+            Source::Counter(counter) => counter.read(|| self.apply_rule(may_wait, is_read)),
+            Source::Reseeds(reseeds) => self.read_reseeds(reseeds, may_wait),
         }
+    }
+
+    #[inline(always)]
+    fn apply_rule(&self, may_wait: bool, is_read: bool) -> Result {
+        let applied = self.files.generation.apply_rule(may_wait);
+        applied.inspect_err(|&err| self.delayed(err, is_read))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn delayed(&self, err: Error, is_read: bool) {
+        if err == EAGAIN {
+            // The next read may return the same counter, if the ID has changed without it.
+            if is_read {
+                self.last.put_off();
+            }
+            self.files.generation.wake_when_applied();
+        }
+    }
+
+    #[inline(never)]
+    fn read_reseeds(&self, reseeds: &Reseeds, may_wait: bool) -> Result<u32> {
+        self.apply_rule(may_wait, false)?;
+        reseeds.next(&self.last, may_wait, || self.files.check_bound())
     }
 }
 
@@ -249,19 +261,13 @@ impl FileOperations for Operations {
                 _ => return Err(EINVAL),
             }
         }
-        let delayed = || {
-            if let Source::Counter(_) = &file.files.source {
-                // The next read may return the same counter, if the ID has changed without it.
-                file.last.put_off();
-            }
-        };
-        file.read(!request.nonblock, delayed).map(Some)
+        file.read(!request.nonblock, true).map(Some)
     }
 
     #[inline(always)]
     fn returned(file: &OpenFile, value: u32) {
         // A process acknowledges a count of reseeds by a write.
-        if matches!(file.files.source, Source::Counter(_)) {
+        if file.last.is_new(value) && matches!(file.files.source, Source::Counter(_)) {
             file.last.returned(value);
         }
     }
@@ -283,7 +289,7 @@ impl FileOperations for Operations {
             Source::Counter(_) => file.files.generation.handled(),
             Source::Reseeds(reseeds) => reseeds.changed(),
         });
-        match file.read(false, || ()) {
+        match file.read(false, false) {
             Ok(value) if file.last.is_new(value) => Ready::READ,
             Ok(_) | Err(EAGAIN) => Ready::NOT,
             Err(_) => Ready::GONE,
