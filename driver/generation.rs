@@ -79,7 +79,7 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         if let Some(notifiers) = &self.notifiers {
-            notifiers.flush();
+            notifiers.finish();
         }
     }
 }
