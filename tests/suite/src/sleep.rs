@@ -55,7 +55,7 @@ fn said(vm: &Vm, words: &str) -> Result<()> {
 
 /// Starts a suspend, and waits until the machine sleeps.
 fn suspend(vm: &Vm, script: &str) -> Result<()> {
-    Background::start(vm, script)?;
+    Background::start(vm, &format!("sleep 1; {script}"))?;
     said(vm, "PM: suspend entry")?;
     thread::sleep(Duration::from_secs(3));
     Ok(())
@@ -181,9 +181,11 @@ fn hibernate(context: &Context, firmware: Firmware, how: &str) -> Result<()> {
     // seen first.
     vm.shell("killall -STOP contract")?;
     let before = generation(&vm)?;
+    let swap = vm.shell("cd /sys/block; grep -lx 2097152 */size | cut -d/ -f1 | tail -n 1")?;
+    let swap = format!("/dev/{}", swap.trim());
+    // The host hears that the program has begun before the guest sleeps.
     let script = format!(
-        "disk=/dev/$(cd /sys/block; grep -lx 2097152 */size | cut -d/ -f1 | tail -n 1); \
-         echo disk $disk; mkswap $disk && swapon $disk && sync && \
+        "sleep 1; mkswap {swap} && swapon {swap} && sync && \
          echo {how} >/sys/power/disk && echo disk >/sys/power/state"
     );
     let hibernating = Background::start(&vm, &script)?;
@@ -197,8 +199,6 @@ fn hibernate(context: &Context, firmware: Firmware, how: &str) -> Result<()> {
         Ok(None)
     })
     .with_context(|| says.clone())?;
-    let swap = says.lines().find_map(|line| line.strip_prefix("disk "));
-    let swap = swap.context("no disk")?.to_string();
 
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for value in [FIRST + 1, FIRST + 2] {
