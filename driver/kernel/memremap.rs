@@ -119,7 +119,7 @@ impl Range {
     }
 
     /// Returns whether the kernel knows of a device or of ROM in the range. The firmware lists such
-    /// ranges as reserved, too.
+    /// ranges also as reserved.
     fn has_device(&self) -> bool {
         // From here to 4 GiB a PC has its APICs, the HPET, the chipset's registers, the TPM and the
         // firmware's flash memory. The kernel does not know of all of them.
@@ -366,7 +366,7 @@ mod tests {
             (0xffff_f000, 0x1000, true),
         ] {
             let range = unchecked(start, len);
-            // Below the chipset, PCI's window can be: that counts as a device, too.
+            // Below the chipset, PCI's window can be: that also counts as a device.
             assert!(range.has_device() || !chipset);
         }
         assert!(!unchecked(1 << 38, 0x1000).has_device());

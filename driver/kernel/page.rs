@@ -32,12 +32,12 @@ impl SharedPage {
         Ok(Self(Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?))
     }
 
-    /// Stores the u32 atomically: a process that loads it sees the stores before this call, too.
+    /// Stores the u32 atomically: a process that loads it also sees the stores before this call.
     pub(crate) fn store(&self, value: u32) {
         // SAFETY: The page is valid.
         let address = unsafe { bindings::kmap_local_page(self.0.as_ptr()) };
         // SAFETY: The whole page is mapped there until it is unmapped below. By the type invariants
-        // all other accesses are atomic, too, or loads by processes.
+        // all other accesses are also atomic, or are loads by processes.
         let word = unsafe { Atomic::<u32>::from_ptr(address.cast()) };
         word.store(value, Release);
         // SAFETY: The page was mapped above, and no other page since.
