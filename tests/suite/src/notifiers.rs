@@ -161,6 +161,10 @@ fn they_are_called_once_per_published_id(context: &Context) -> Result<()> {
     let mut vm = vmforks::boot(context, options)?;
     let before = published(&vm)?;
     let changes = 300;
+    if !is_builtin() {
+        // So that several calls are due at a time.
+        vm.shell("echo 20 >/sys/kernel/debug/vmforks/sleep")?;
+    }
     let all = Background::start(&vm, "exec contract contend --readers 8 --pollers 4")?;
     all.await_line(&vm, "all at 1000")?;
     vm.set_genctr_each(&(1001..=1000 + changes).collect::<Vec<_>>())?;
