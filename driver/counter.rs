@@ -26,7 +26,7 @@ pub(crate) const SIZE: usize = size_of::<u32>();
 /// A generation counter: a little-endian u32 at the start of a page of its own.
 pub(crate) struct Counter {
     page: ReservedPage,
-    memory: Mapping<Atomic<u32>>,
+    memory: Mapping<u32, 1>,
 }
 
 impl Counter {
@@ -50,7 +50,7 @@ impl Counter {
     /// Returns the counter, without a barrier.
     #[inline(always)]
     pub(crate) fn load(&self) -> u32 {
-        u32::from_le(read_once(&*self.memory))
+        u32::from_le(read_once(&self.memory[0]))
     }
 
     /// Loads the counter, applies the rule, and returns the loaded counter.

@@ -72,7 +72,7 @@ pub(crate) struct GenerationId {
     range: Range,
 
     /// The hypervisor writes to it while no vCPU runs, or before it changes the counter.
-    memory: Mapping<[Atomic<u64>; 2]>,
+    memory: Mapping<u64, 2>,
 }
 
 impl GenerationId {

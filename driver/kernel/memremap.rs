@@ -6,10 +6,7 @@
 //! [`include/linux/ioport.h`](srctree/include/linux/ioport.h)
 
 use core::{
-    ops::{
-        self,
-        Deref, //
-    },
+    ops::Deref,
     ptr::NonNull, //
 };
 use kernel::{
@@ -80,77 +77,38 @@ impl Range {
         self.start < other.start + other.len as u64 && other.start < self.start + self.len as u64
     }
 
-    /// Calls `found` with the length and the descriptor of each part of the range that the kernel's
-    /// map of physical addresses lists with all of `flags`, and, unless it is `IORES_DESC_NONE`,
-    /// with the descriptor `desc`. The map's entries inside of such a part are not visited.
-    fn walk(&self, flags: u32, desc: u32, mut found: &mut dyn FnMut(u64, u32)) {
-        /// # Safety
-        ///
-        /// `res` is valid, and `found` points exclusively at the `found` of `walk`.
-        unsafe extern "C" fn part(res: *mut bindings::resource, found: *mut c_void) -> c_int {
-            // SAFETY: By the safety requirements of this function.
-            let (res, found) = unsafe { (&*res, &mut *found.cast::<&mut dyn FnMut(u64, u32)>()) };
-            found(res.end - res.start + 1, res.desc as u32);
-            0
-        }
-
-        // SAFETY: `part` gets a valid resource, clipped to the range, and the pointer to `found`.
-        unsafe {
-            bindings::walk_iomem_res_desc(
-                c_ulong_of(desc),
-                c_ulong_of(flags),
-                self.start,
-                self.start + self.len as u64 - 1,
-                (&raw mut found).cast(),
-                Some(part),
-            )
-        };
-    }
-
     /// Returns whether the firmware's memory map lists every byte of the range as reserved or as
     /// ACPI non-volatile storage.
     fn is_reserved(&self) -> bool {
-        let mut sum = 0;
+        /// # Safety
+        ///
+        /// `res` must be valid, and `sum` point exclusively at a `u64`.
+        unsafe extern "C" fn add(res: *mut bindings::resource, sum: *mut c_void) -> c_int {
+            // SAFETY: By the safety requirements.
+            let (res, sum) = unsafe { (&*res, &mut *sum.cast::<u64>()) };
+            *sum += res.end - res.start + 1;
+            0
+        }
+
+        let mut sum: u64 = 0;
         for desc in RESERVED {
             // Entries of the firmware's map do not overlap, so no byte is counted twice.
-            self.walk(bindings::IORESOURCE_MEM, desc, &mut |len, _| sum += len);
+            //
+            // SAFETY: `add` gets valid resources, clipped to the range, and the pointer to `sum`.
+            unsafe {
+                bindings::walk_iomem_res_desc(
+                    c_ulong_of(desc),
+                    c_ulong_of(bindings::IORESOURCE_MEM),
+                    self.start,
+                    self.start + self.len as u64 - 1,
+                    (&raw mut sum).cast(),
+                    Some(add),
+                )
+            };
         }
         sum == self.len as u64
     }
-
-    /// Returns whether the kernel knows of a device or of ROM in the range. The firmware lists such
-    /// ranges also as reserved.
-    fn has_device(&self) -> bool {
-        // From here to 4 GiB a PC has its APICs, the HPET, the chipset's registers, the TPM and the
-        // firmware's flash memory. The kernel does not know of all of them.
-        #[cfg(CONFIG_X86)]
-        if self.start < CHIPSET.end && CHIPSET.start < self.start + self.len as u64 {
-            return true;
-        }
-
-        let mut has_device = false;
-        for flag in [
-            // Claimed by a driver or, as ECAM is, by the kernel itself. Some of the firmware's
-            // entries are claimed, too; this does not visit the entries inside of those.
-            bindings::IORESOURCE_BUSY,
-            // PCI BARs, claimed or not, the windows that contain them, and ROM. The kernel enlarges
-            // a reserved entry to contain the entries that it overlaps: these can be inside of one.
-            bindings::IORESOURCE_SIZEALIGN,
-            bindings::IORESOURCE_WINDOW,
-            bindings::IORESOURCE_READONLY,
-        ] {
-            let flags = bindings::IORESOURCE_MEM | flag;
-            self.walk(flags, bindings::IORES_DESC_NONE, &mut |_, desc| {
-                has_device |= flag != bindings::IORESOURCE_BUSY || !RESERVED.contains(&desc)
-            });
-        }
-        has_device
-    }
 }
-
-/// The addresses of a PC's chipset.
-#[cfg(CONFIG_X86)]
-const CHIPSET: ops::Range<u64> = 0xfec0_0000..0x1_0000_0000;
 
 /// The descriptors of memory that the firmware has reserved.
 const RESERVED: [u32; 2] = [
@@ -163,7 +121,7 @@ const RESERVED: [u32; 2] = [
 /// # Invariants
 ///
 /// The range is one whole, aligned page. When it was checked, the firmware's map listed every byte
-/// as reserved or as ACPI non-volatile storage, and the kernel knew of no device in it.
+/// as reserved or as ACPI non-volatile storage.
 #[derive(Clone, Copy)]
 pub(crate) struct ReservedPage(Range);
 
@@ -182,9 +140,6 @@ impl ReservedPage {
         if !range.is_reserved() {
             return Err("is not in memory that the firmware reserved");
         }
-        if range.has_device() {
-            return Err("is in a device's memory or in ROM");
-        }
 
         // INVARIANT: Checked above.
         Ok(Self(range))
@@ -201,42 +156,30 @@ const fn c_ulong_of(value: u32) -> kernel::ffi::c_ulong {
     value as kernel::ffi::c_ulong
 }
 
-/// Types for memory that the hypervisor writes to at any time.
-///
-/// # Safety
-///
-/// Every bit pattern is valid, and every access through a shared reference is atomic.
-pub(crate) unsafe trait Shared {}
-
-// SAFETY: By `FromBytes` every bit pattern is valid, and `Atomic` has atomic accesses only.
-unsafe impl<T: AtomicType + FromBytes> Shared for Atomic<T> {}
-
-// SAFETY: An array has nothing but its elements.
-unsafe impl<T: Shared, const N: usize> Shared for [T; N] {}
-
-/// A `T` in memory outside of the kernel, mapped as normal, cached memory.
+/// `N` words of memory outside of the kernel, mapped as normal, cached memory. The hypervisor writes
+/// to them at any time.
 ///
 /// # Examples
 ///
 /// ```ignore
-/// let words = Mapping::<[Atomic<u64>; 2]>::new(&Range::new(address, 16)?)?;
+/// let words = Mapping::<u64, 2>::new(&Range::new(address, 16)?)?;
 /// let first = words[0].load(Relaxed);
 /// ```
 ///
 /// # Invariants
 ///
-/// Points at a `T` in a mapping of `memremap()` that this value owns.
-pub(crate) struct Mapping<T: Shared>(NonNull<T>);
+/// Points at `N` words, each aligned, in a mapping of `memremap()` that this value owns.
+pub(crate) struct Mapping<T: AtomicType + FromBytes, const N: usize>(NonNull<[Atomic<T>; N]>);
 
-impl<T: Shared> Mapping<T> {
+impl<T: AtomicType + FromBytes, const N: usize> Mapping<T, N> {
     /// Maps the beginning of `range`.
     ///
     /// # Errors
     ///
-    /// - `EINVAL`: `range` is too short, or not aligned, for a `T`.
-    /// - `ENOMEM`: there is no room for the mapping.
+    /// - `EINVAL`: `range` is too short, or not aligned.
+    /// - `ENOMEM`: There is no room for the mapping.
     pub(crate) fn new(range: &Range) -> Result<Self> {
-        if size_of::<T>() > range.len || range.start % align_of::<T>() as u64 != 0 {
+        if size_of::<[T; N]>() > range.len || range.start % align_of::<T>() as u64 != 0 {
             return Err(EINVAL);
         }
 
@@ -246,27 +189,27 @@ impl<T: Shared> Mapping<T> {
         let virt = unsafe {
             bindings::memremap(
                 range.start,
-                size_of::<T>(),
+                size_of::<[T; N]>(),
                 c_ulong_of(bindings::MEMREMAP_WB | bindings::MEMREMAP_DEC),
             )
         };
 
-        // INVARIANT: The mapping is new, so it is ours. It is aligned as the address is, and it
-        // holds a `T`, since every bit pattern is one.
+        // INVARIANT: The mapping is new, so it is ours. It is aligned as the address is.
         NonNull::new(virt.cast()).map(Self).ok_or(ENOMEM)
     }
 }
 
-impl<T: Shared> Deref for Mapping<T> {
-    type Target = T;
+impl<T: AtomicType + FromBytes, const N: usize> Deref for Mapping<T, N> {
+    type Target = [Atomic<T>; N];
 
-    fn deref(&self) -> &T {
-        // SAFETY: By the type invariants, and since `T` is `Shared`.
+    fn deref(&self) -> &Self::Target {
+        // SAFETY: By the type invariants the words are valid. By `FromBytes` every bit pattern is a
+        // `T`, and all accesses are atomic.
         unsafe { self.0.as_ref() }
     }
 }
 
-impl<T: Shared> Drop for Mapping<T> {
+impl<T: AtomicType + FromBytes, const N: usize> Drop for Mapping<T, N> {
     fn drop(&mut self) {
         // SAFETY: By the type invariants the mapping is ours.
         unsafe { bindings::memunmap(self.0.as_ptr().cast()) };
@@ -274,10 +217,10 @@ impl<T: Shared> Drop for Mapping<T> {
 }
 
 // SAFETY: Any thread can unmap it.
-unsafe impl<T: Shared + Send> Send for Mapping<T> {}
+unsafe impl<T: AtomicType + FromBytes, const N: usize> Send for Mapping<T, N> {}
 
-// SAFETY: A shared reference gives only a shared reference to the `T`.
-unsafe impl<T: Shared + Sync> Sync for Mapping<T> {}
+// SAFETY: A shared reference gives atomic accesses only.
+unsafe impl<T: AtomicType + FromBytes, const N: usize> Sync for Mapping<T, N> {}
 
 #[cfg(CONFIG_VMGENID_KUNIT_TEST)]
 #[kunit_tests(vmgenid_address)]
@@ -354,22 +297,6 @@ mod tests {
             let page = ReservedPage::new(start);
             assert_eq!(page.err(), Some("is not page aligned"));
         }
-    }
-
-    #[test]
-    fn the_chipset_is_no_memory() {
-        for (start, len, chipset) in [
-            (0xfebf_f000, 0x1000, false),
-            (0xfebf_f000, 0x1001, true),
-            (0xfec0_0000, 0x1000, true),
-            (0xfee0_0000, 0x1000, true),
-            (0xffff_f000, 0x1000, true),
-        ] {
-            let range = unchecked(start, len);
-            // Below the chipset, PCI's window can be: that also counts as a device.
-            assert!(range.has_device() || !chipset);
-        }
-        assert!(!unchecked(1 << 38, 0x1000).has_device());
     }
 
     #[test]
