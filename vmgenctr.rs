@@ -22,7 +22,6 @@ use kernel::{
 mod driver;
 
 use driver::{
-    early,
     kernel::{
         acpi,
         platform::OwnedDevice, //
@@ -72,10 +71,7 @@ impl VmGenCtr {
         let generation = probe::generation(dev, firmware, module_parameters::sysgenid.value())?;
 
         // When this returns, the ID that was in memory at the call is published.
-        generation.watch(dev)?;
-        if module_parameters::early_look.value() {
-            early::look(dev, &generation);
-        }
+        generation.watch(dev, module_parameters::early_look.value())?;
 
         // A missing or malformed counter does not fail the probe: the driver still reseeds.
         Ok(Self {
@@ -89,10 +85,9 @@ impl VmGenCtr {
 /// Registers a platform device for each ACPI device that has one of these IDs.
 fn devices() -> Result<KVec<OwnedDevice>> {
     let mut devices = KVec::new();
-    acpi::Device::each_with_id(&IDS, |device| {
+    for device in acpi::Device::with_ids(&IDS)? {
         devices.push(OwnedDevice::new(NAME, device)?, GFP_KERNEL)?;
-        Ok(())
-    })?;
+    }
 
     if devices.is_empty() {
         pr_info!("this machine has no generation ID device (ACPI VMGENCTR or VM_GEN_COUNTER)\n");

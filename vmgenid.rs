@@ -33,7 +33,6 @@ use kernel::{
 mod driver;
 
 use driver::{
-    early,
     kernel::acpi,
     node::Node,
     probe,
@@ -76,10 +75,7 @@ impl VmGenId {
         let generation = probe::generation(dev, firmware, module_parameters::sysgenid.value())?;
 
         // When this returns, the ID that was in memory at the call is published.
-        generation.watch(dev)?;
-        if module_parameters::early_look.value() {
-            early::look(dev, &generation);
-        }
+        generation.watch(dev, module_parameters::early_look.value())?;
 
         // A missing or malformed counter does not fail the probe: the driver still reseeds.
         Ok(Self {

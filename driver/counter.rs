@@ -53,15 +53,10 @@ impl Counter {
         u32::from_le(read_once(&self.memory[0]))
     }
 
-    /// Loads the counter, applies the rule, and returns the loaded counter.
-    ///
-    /// # Errors
-    ///
-    /// Those of `apply_rule`.
+    /// Loads the counter, then calls `rule`. Returns the loaded counter and the result of `rule`.
     #[inline(always)]
-    pub(crate) fn read(&self, apply_rule: impl FnOnce() -> Result) -> Result<u32> {
-        let (value, applied) = counter_first(|| self.load(), apply_rule);
-        applied.map(|()| value)
+    pub(crate) fn read<T>(&self, rule: impl FnOnce() -> T) -> (u32, T) {
+        counter_first(|| self.load(), rule)
     }
 }
 
@@ -90,7 +85,6 @@ impl LastRead {
     }
 
     /// Stores that a read has returned `value`.
-    #[inline(always)]
     pub(crate) fn returned(&self, value: u32) {
         self.0.store(value.into(), Relaxed);
     }

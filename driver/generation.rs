@@ -9,15 +9,16 @@ use super::{
         Published, //
     },
     kernel::{
-        acpi,
-        irq,
+        events::{
+            self,
+            Events, //
+        },
         kthread::{
             Job,
             Work,
             Worker, //
         },
-        memremap::Range,
-        pm, //
+        memremap::Range, //
     },
     notifiers::Notifiers,
     rule::{
@@ -159,9 +160,9 @@ impl Generation {
         &self.handled
     }
 
-    /// Returns whether the ID in memory is published.
+    /// Returns whether the ID in memory is published: four loads.
     #[inline(always)]
-    fn is_published(&self) -> bool {
+    pub(crate) fn is_published(&self) -> bool {
         self.published.is(self.id.load())
     }
 }
@@ -190,22 +191,41 @@ impl Watched {
         Arc::pin_init(Work::new(worker, generation), GFP_KERNEL)
     }
 
-    /// Applies the rule now and, until `dev` is unbound, at each notification of `dev` and after
-    /// each suspend and hibernation.
+    /// Applies the rule now and, until `dev` is unbound, at each notification of `dev`, after each
+    /// suspend and hibernation and, if `early_look`, in ACPI's interrupt (the SCI).
+    ///
+    /// That interrupt brings the notification, some milliseconds before the driver is notified:
+    /// ACPI's own thread finds out which event has occurred, a work queue runs the firmware's method
+    /// for it, and another work queue calls the notify handlers. Until then processes draw from a
+    /// generator that has the same state in all clones. The early look finds the new ID at once, and
+    /// wakes the driver's thread, which preempts processes of normal priority. It does not close
+    /// that window: processes run on other CPUs until the reseed, and on each CPU until it takes the
+    /// interrupt. If the SCI is missing or cannot be shared, one line says so.
     ///
     /// # Errors
     ///
-    /// Those of [`acpi::register_notify_handler`] and [`pm::register`], and `EIO` if the generator
+    /// Those of [`events::on_notification`] and [`events::on_resume`], and `EIO` if the generator
     /// could not be reseeded.
-    pub(crate) fn watch(self: &Arc<Self>, dev: &Device<Bound>) -> Result {
-        acpi::register_notify_handler(dev, self.clone())?;
-        pm::register(dev, self.clone())?;
+    pub(crate) fn watch(self: &Arc<Self>, dev: &Device<Bound>, early_look: bool) -> Result {
+        events::on_notification(dev, self.clone())?;
+        events::on_resume(dev, self.clone())?;
         // The handlers above see later changes. This call handles earlier ones, and the first ID.
-        self.apply_rule(true)
+        self.apply_rule(true)?;
+
+        if early_look {
+            if let Err(reason) = events::on_sci(dev, crate::NAME, self.clone()) {
+                dev_info!(
+                    dev,
+                    "no early look at the generation ID, the notification has to do: {}\n",
+                    reason
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Applies the reseed rule. When this returns `Ok`, the ID that was in memory at the call, or a
-    /// later one, is published. If that ID is published already, this is four loads.
+    /// later one, is published.
     ///
     /// Without `may_wait` this sleeps for some 2 ms at most, and longer on a busy CPU.
     ///
@@ -213,17 +233,10 @@ impl Watched {
     ///
     /// - `EAGAIN`: The ID was not published in that time. See [`Watched::wake_when_applied`].
     /// - `EIO`: The generator could not be reseeded. Not without `may_wait`.
-    #[inline(always)]
     pub(crate) fn apply_rule(&self, may_wait: bool) -> Result {
         if self.is_published() {
             return Ok(());
         }
-        self.have_rule_applied(may_wait)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn have_rule_applied(&self, may_wait: bool) -> Result {
         self.queue();
         if may_wait {
             self.flush();
@@ -253,23 +266,19 @@ impl Watched {
     }
 }
 
-impl acpi::NotifyHandler for Watched {
-    fn notify(&self, _event: u32) {
+impl Events for Watched {
+    fn notified(&self) {
         // If this fails, the next read applies the rule again, and returns the error.
         let _ = self.apply_rule(true);
         self.handled.notify_all();
     }
-}
 
-impl irq::SciHandler for Watched {
     fn interrupted(&self) {
         if !self.is_published() {
             self.queue();
         }
     }
-}
 
-impl pm::Resume for Watched {
     fn resumed(&self) {
         // After a suspend the kernel may have reseeded in a user process, for which the rule does
         // not wait. After hibernation the kernel has not reseeded. If the ID is in ACPI NVS memory,

@@ -4,7 +4,7 @@
 
 pub(crate) mod kernel {
     pub(crate) mod acpi;
-    pub(crate) mod irq;
+    pub(crate) mod events;
     pub(crate) mod kthread;
     pub(crate) mod memremap;
     pub(crate) mod miscdevice;
@@ -12,7 +12,6 @@ pub(crate) mod kernel {
     pub(crate) mod page;
     #[cfg(CONFIG_VMGENID = "y")]
     pub(crate) mod platform;
-    pub(crate) mod pm;
     pub(crate) mod random;
     pub(crate) mod rwonce;
     pub(crate) mod sched;
@@ -31,7 +30,6 @@ pub(crate) mod sysgenid;
 
 pub(crate) mod generation;
 
-pub(crate) mod early;
 pub(crate) mod node;
 pub(crate) mod registry;
 

@@ -14,8 +14,7 @@ use super::{
             FileOperations,
             Ready,
             Registration,
-            Request,
-            Waiter, //
+            Request, //
         },
         mm::Area,
         rwonce::read_once, //
@@ -31,6 +30,7 @@ use kernel::{
             Relaxed,
             Release, //
         },
+        poll::PollCondVar,
         Arc, //
     },
     uaccess::UserSliceReader, //
@@ -104,7 +104,6 @@ pub(crate) struct Files {
 
 impl Files {
     /// Returns `ENODEV` if the device was unbound.
-    #[inline(always)]
     fn check_bound(&self) -> Result {
         if read_once(&self.bound) {
             Ok(())
@@ -198,37 +197,32 @@ impl OpenFile {
     ///
     /// `ENODEV`: The device was unbound. And those of [`Watched::apply_rule`] and
     /// [`Reseeds::next`].
-    #[inline(always)]
     fn read(&self, may_wait: bool, is_read: bool) -> Result<u32> {
+        let Files {
+            generation, source, ..
+        } = &*self.files;
         self.files.check_bound()?;
-        match &self.files.source {
-            Source::Counter(counter) => counter.read(|| self.apply_rule(may_wait, is_read)),
-            Source::Reseeds(reseeds) => self.read_reseeds(reseeds, may_wait),
-        }
-    }
 
-    #[inline(always)]
-    fn apply_rule(&self, may_wait: bool, is_read: bool) -> Result {
-        let applied = self.files.generation.apply_rule(may_wait);
-        applied.inspect_err(|&err| self.delayed(err, is_read))
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn delayed(&self, err: Error, is_read: bool) {
-        if err == EAGAIN {
+        let rule = || generation.apply_rule(may_wait);
+        let (value, applied) = match source {
+            Source::Counter(counter) => counter.read(rule),
+            Source::Reseeds(_) => (0, rule()),
+        };
+        if applied == Err(EAGAIN) {
             // The next read may return the same counter, if the ID has changed without it.
-            if is_read {
+            if is_read && matches!(source, Source::Counter(_)) {
                 self.last.put_off();
             }
-            self.files.generation.wake_when_applied();
+            generation.wake_when_applied();
         }
-    }
+        applied?;
 
-    #[inline(never)]
-    fn read_reseeds(&self, reseeds: &Reseeds, may_wait: bool) -> Result<u32> {
-        self.apply_rule(may_wait, false)?;
-        reseeds.next(&self.last, may_wait, || self.files.check_bound())
+        match source {
+            Source::Counter(_) => Ok(value),
+            Source::Reseeds(reseeds) => {
+                reseeds.next(&self.last, may_wait, || self.files.check_bound())
+            }
+        }
     }
 }
 
@@ -252,6 +246,14 @@ impl FileOperations for Operations {
     }
 
     #[inline(always)]
+    fn read_unchanged(file: &OpenFile) -> Option<u32> {
+        let Source::Counter(counter) = &file.files.source else {
+            return None;
+        };
+        let (value, published) = counter.read(|| file.files.generation.is_published());
+        (published && !file.last.is_new(value) && read_once(&file.files.bound)).then_some(value)
+    }
+
     fn read(file: &OpenFile, request: Request) -> Result<Option<u32>> {
         if request.len != counter::SIZE || request.pos != 0 {
             match &file.files.source {
@@ -264,10 +266,9 @@ impl FileOperations for Operations {
         file.read(!request.nonblock, true).map(Some)
     }
 
-    #[inline(always)]
     fn returned(file: &OpenFile, value: u32) {
         // A process acknowledges a count of reseeds by a write.
-        if file.last.is_new(value) && matches!(file.files.source, Source::Counter(_)) {
+        if let Source::Counter(_) = file.files.source {
             file.last.returned(value);
         }
     }
@@ -284,8 +285,8 @@ impl FileOperations for Operations {
         Ok(counter::SIZE)
     }
 
-    fn poll(file: &OpenFile, waiter: &Waiter<'_>) -> Ready {
-        waiter.wait_for(match &file.files.source {
+    fn poll(file: &OpenFile, wait_for: impl FnOnce(&PollCondVar)) -> Ready {
+        wait_for(match &file.files.source {
             Source::Counter(_) => file.files.generation.handled(),
             Source::Reseeds(reseeds) => reseeds.changed(),
         });

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! ACPI companions: evaluation of their objects, and their notifications.
+//! ACPI companions, and evaluation of their objects.
 //!
 //! C headers: [`include/acpi/acpi_bus.h`](srctree/include/acpi/acpi_bus.h),
 //! [`include/acpi/acpixf.h`](srctree/include/acpi/acpixf.h)
@@ -12,11 +12,7 @@ use kernel::{
         self,
         Bound, //
     },
-    devres,
-    error::to_result,
-    ffi::c_void,
     prelude::*,
-    sync::Arc,
     types::Opaque, //
 };
 
@@ -30,11 +26,6 @@ const ACPI_ALLOCATE_BUFFER: bindings::acpi_size = bindings::acpi_size::MAX;
 const AE_OK: bindings::acpi_status = 0;
 const AE_NOT_FOUND: bindings::acpi_status = 5;
 
-/// Returns the `struct device` that [`device::Device`] is a transparent wrapper of.
-fn raw(dev: &device::Device<Bound>) -> *mut bindings::device {
-    core::ptr::from_ref(dev).cast_mut().cast()
-}
-
 /// An ACPI device object (`struct acpi_device`), companion of a device on another bus.
 ///
 /// # Invariants
@@ -46,8 +37,10 @@ pub(crate) struct Device(Opaque<bindings::acpi_device>);
 impl Device {
     /// Returns the ACPI companion of `dev`, if it has one: `ACPI_COMPANION()`.
     pub(crate) fn companion(dev: &device::Device<Bound>) -> Option<&Self> {
-        // SAFETY: The device is valid, and `fwnode` does not change while it is bound.
-        let fwnode = unsafe { (*raw(dev)).fwnode };
+        let raw: *const bindings::device = core::ptr::from_ref(dev).cast();
+        // SAFETY: The device is valid, and `fwnode` does not change while it is bound. Its type is a
+        // transparent wrapper.
+        let fwnode = unsafe { (*raw).fwnode };
 
         // SAFETY: `fwnode` is null or valid; the function takes either.
         if !unsafe { bindings::is_acpi_device_node(fwnode) } {
@@ -74,44 +67,40 @@ impl Device {
         unsafe { &raw mut (*self.as_raw()).fwnode }
     }
 
-    /// Calls `f` with each device that has one of these IDs, once, until a call fails.
+    /// Returns the devices that have one of these IDs, each device once.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`: There is no memory for the list.
     #[cfg(CONFIG_VMGENID = "y")]
-    pub(crate) fn each_with_id(ids: &[&CStr], mut f: impl FnMut(ARef<Self>) -> Result) -> Result {
-        for (n, id) in ids.iter().enumerate() {
-            let mut last = None;
-            while let Some(device) = Self::next(last, id) {
-                if !ids.iter().take(n).any(|id| device.has_id(id)) {
-                    f(device.clone())?;
+    pub(crate) fn with_ids(ids: &[&CStr]) -> Result<KVec<ARef<Self>>> {
+        let mut found = KVec::<ARef<Self>>::new();
+        for id in ids {
+            let mut last = core::ptr::null_mut();
+            loop {
+                // SAFETY: `last` is null, or a device with a reference that the function takes over.
+                // `id` is a C string; a null pointer and -1 mean "any".
+                last = unsafe {
+                    bindings::acpi_dev_get_next_match_dev(
+                        last,
+                        id.as_char_ptr(),
+                        core::ptr::null(),
+                        -1,
+                    )
+                };
+                let Some(device) = NonNull::new(last.cast::<Self>()) else {
+                    break;
+                };
+                // SAFETY: The device is valid, and comes with a reference. The next call takes that
+                // one over, so `found` gets another one.
+                let device = unsafe { ARef::from_raw(device) };
+                if !found.iter().any(|known| core::ptr::eq(&**known, &*device)) {
+                    found.push(device.clone(), GFP_KERNEL)?;
                 }
-                last = Some(device);
+                core::mem::forget(device);
             }
         }
-        Ok(())
-    }
-
-    /// Returns the device with this ID that comes after `last`.
-    #[cfg(CONFIG_VMGENID = "y")]
-    fn next(last: Option<ARef<Self>>, id: &CStr) -> Option<ARef<Self>> {
-        let last = last.map_or(core::ptr::null_mut(), |last| {
-            ARef::into_raw(last).as_ptr().cast()
-        });
-        // SAFETY: `last` is null, or a device with a reference that the function takes over. `id`
-        // is a C string; a null pointer and -1 mean "any".
-        let next = unsafe {
-            bindings::acpi_dev_get_next_match_dev(last, id.as_char_ptr(), core::ptr::null(), -1)
-        };
-        // SAFETY: The device is valid, and comes with a reference.
-        NonNull::new(next).map(|next| unsafe { ARef::from_raw(next.cast()) })
-    }
-
-    #[cfg(CONFIG_VMGENID = "y")]
-    fn has_id(&self, id: &CStr) -> bool {
-        let mut ids = [bindings::acpi_device_id::default(); 2];
-        for (to, from) in ids[0].id.iter_mut().zip(id.to_bytes()) {
-            *to = *from;
-        }
-        // SAFETY: By the type invariants the device is valid; the last of the IDs is empty.
-        unsafe { bindings::acpi_match_device_ids(self.as_raw(), ids.as_ptr()) == 0 }
+        Ok(found)
     }
 
     /// Evaluates the object or method `name`, without arguments, below this device.
@@ -245,59 +234,6 @@ impl Object {
             core::slice::from_raw_parts(package.elements.cast(), package.count as usize)
         })
     }
-}
-
-/// Callbacks for the notifications of an ACPI device.
-///
-/// Handlers run in process context, on work queues; several may run at the same time.
-pub(crate) trait NotifyHandler: Send + Sync + 'static {
-    /// Called for each device notification (values from 0x80 on).
-    fn notify(&self, event: u32);
-}
-
-/// Calls `handler` for each notification of `dev`'s ACPI companion, until `dev` is unbound.
-///
-/// Devres removes the handler after the driver's own data was dropped. The removal blocks until all
-/// queued calls complete.
-///
-/// # Errors
-///
-/// - `ENODEV`: `dev` has no ACPI companion, or the handler could not be installed.
-/// - `ENOMEM`: There is no memory for the registration.
-pub(crate) fn register_notify_handler<T: NotifyHandler>(
-    dev: &device::Device<Bound>,
-    handler: Arc<T>,
-) -> Result {
-    let context = Arc::as_ptr(&handler).cast_mut().cast::<c_void>();
-    // Devres releases in reverse order: it drops this reference after it has removed the handler.
-    devres::register(dev, handler, GFP_KERNEL)?;
-
-    // SAFETY: The device is bound. The context is valid until the handler is removed, by the
-    // reference above.
-    to_result(unsafe {
-        bindings::devm_acpi_install_notify_handler(
-            raw(dev),
-            bindings::ACPI_DEVICE_NOTIFY,
-            Some(notify_callback::<T>),
-            context,
-        )
-    })
-}
-
-/// # Safety
-///
-/// This function should be only used as the handler in [`register_notify_handler`].
-unsafe extern "C" fn notify_callback<T: NotifyHandler>(
-    _handle: bindings::acpi_handle,
-    event: u32,
-    context: *mut c_void,
-) {
-    // SAFETY: `context` points at the data of an `Arc<T>` that is dropped after the removal of the
-    // handler, which waits for queued calls. (ACPICA does not wait for a call that is about to be
-    // queued, and frees its own handler object.)
-    let handler = unsafe { &*context.cast_const().cast::<T>() };
-
-    handler.notify(event);
 }
 
 /// Objects for tests.
