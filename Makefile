@@ -60,8 +60,11 @@ test-debug:
 	@VMGENID_KERNEL=kcsan scripts/test
 	@VMGENID_KERNEL=debug-builtin scripts/test
 
+distclean: clean
+	rm -rf out
+
 # The packages, and what they do in a whole Debian guest.
-demo check soak stepper bench deb test-debian:
+demo check soak stepper bench deb test-debian prune:
 	@scripts/$@
 
 help:
@@ -88,6 +91,8 @@ help:
 	@echo  '  check           - formatting, lints, checkpatch'
 	@echo  '  vm              - a shell in a guest that has /dev/vmgenid'
 	@echo  '  prepare         - only build'
+	@echo  '  prune           - remove from the cache what no checkout has used for 14 days'
+	@echo  '  distclean       - clean, and remove out/'
 	@echo  '  KERNEL=NAME     - of vm, prepare, test: tests/kernel/NAME.config [$(KERNEL)]'
 
-.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm demo test test-debug test-debian deb soak stepper bench check help
+.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm demo test test-debug test-debian deb soak stepper bench check prune distclean help

@@ -31,6 +31,17 @@ case $top$cache in
 *[[:space:]]*) die "kbuild takes no path with a space in it: move the checkout ($top), or set XDG_CACHE_HOME ($cache)" ;;
 esac
 
+# Links to what this checkout uses of the cache. Another checkout may use something else.
+links=$top/out/links
+mkdir -p "$links" 2>/dev/null || die "cannot create $links: the checkout has to be writable"
+
+# use NAME FOLDER: this checkout uses FOLDER of the cache as NAME. Its time is that of the last
+# use, for scripts/prune.
+use() {
+	touch -c "$2"
+	ln -sfn "$2" "$links/$1"
+}
+
 # hash STRING...: a key of 12 hexadecimal digits.
 hash() {
 	printf '%s\0' "$@" | sha256sum | cut -c1-12
@@ -151,7 +162,7 @@ target=$cache/target-$(hash "$top")
 # inside COMMAND...: runs COMMAND in the build root (or in that of the folder
 # $inside), with the cache and the checkout at the places where they are outside.
 inside() {
-	local root=${inside:-$cache/buildroot}/root dir var cargo args=()
+	local root=${inside:-$links/buildroot}/root dir var cargo args=()
 	for dir in "$root"/usr/*/; do
 		dir=${dir%/}
 		args+=(--ro-bind "$dir" "/usr/${dir##*/}")

@@ -9,7 +9,6 @@ use crate::{
     reports, tests,
 };
 use anyhow::{Context as _, Result, ensure};
-use std::path::PathBuf;
 use vm::{Add, Options, kernel};
 
 tests! {
@@ -48,10 +47,8 @@ fn a_notification_after_the_unbind_does_nothing(context: &Context) -> Result<()>
 
 /// The test above can fail.
 fn the_kernels_own_driver_oopses_after_the_unbind(context: &Context) -> Result<()> {
-    let Some(cache) = std::env::var_os("VMGENID_CACHE").map(PathBuf::from) else {
-        anyhow::bail!("VMGENID_CACHE is not set");
-    };
-    let build = cache.join(format!("kernel-{}/build", kernel::default()));
+    let kernel = context.host.link(&format!("kernel-{}", kernel::default()));
+    let build = kernel.join("build");
     let options = Options {
         no_module: true,
         add: vec![Add {

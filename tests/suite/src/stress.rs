@@ -65,7 +65,7 @@ fn soak(context: &Context) -> Result<()> {
 }
 
 fn stress_ng_finds_nothing(context: &Context) -> Result<()> {
-    let folder = context.cache()?.join("stress-ng");
+    let folder = context.host.link("stress-ng");
     let entries = folder.read_dir();
     let entries = entries.context("there is no stress-ng: scripts/stress-ng fetches it")?;
     let add = |entry: std::io::Result<std::fs::DirEntry>| {

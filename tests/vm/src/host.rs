@@ -68,20 +68,22 @@ impl Host {
         self.cache.join("vm")
     }
 
+    /// What the scripts have built and this checkout uses, by its name.
+    pub fn link(&self, name: &str) -> PathBuf {
+        self.checkout.join("out/links").join(name)
+    }
+
     pub(crate) fn kernel(&self, name: &str) -> Result<PathBuf> {
         if name == kernel::DEBIAN {
             return self.debian("vmlinuz");
         }
-        let dir = format!("kernel-{name}");
-        built(
-            self.cache.join(dir).join("bzImage"),
-            &format!("guest kernel {name}"),
-        )
+        let dir = self.link(&format!("kernel-{name}"));
+        built(dir.join("bzImage"), &format!("guest kernel {name}"))
     }
 
     /// A file of the Debian guest: vmlinuz, initrd or disk.qcow2.
     pub(crate) fn debian(&self, file: &str) -> Result<PathBuf> {
-        let path = self.cache.join("debian-image").join(file);
+        let path = self.link("debian-image").join(file);
         ensure!(
             path.exists(),
             "there is no Debian guest at {}: make it with scripts/debian-image",
@@ -102,11 +104,11 @@ impl Host {
     }
 
     pub(crate) fn busybox(&self) -> Result<PathBuf> {
-        built(self.cache.join("buildroot/root/usr/bin/busybox"), "busybox")
+        built(self.link("buildroot").join("root/usr/bin/busybox"), "busybox")
     }
 
     pub(crate) fn ovmf(&self) -> Result<PathBuf> {
-        let path = self.cache.join("ovmf/OVMF.fd");
+        let path = self.link("ovmf").join("OVMF.fd");
         ensure!(
             path.exists(),
             "there is no OVMF at {}: fetch it with scripts/ovmf",
@@ -121,7 +123,7 @@ impl Host {
             Flavour::Genctr => ("qemu", "QEMU"),
             Flavour::Stock => ("qemu-stock", "stock QEMU"),
         };
-        built(self.cache.join(folder), what)
+        built(self.link(folder), what)
     }
 }
 

@@ -91,9 +91,7 @@ impl Driver {
 
 /// A module that comes with the guest's kernel.
 fn built_in_tree(context: &Context, path: &str) -> Result<PathBuf> {
-    let kernel = context
-        .cache()?
-        .join(format!("kernel-{}", kernel::default()));
+    let kernel = context.host.link(&format!("kernel-{}", kernel::default()));
     Ok(kernel.join("build/drivers").join(path))
 }
 
