@@ -36,6 +36,13 @@ prepare:
 	@scripts/module $(KERNEL)
 	@scripts/userspace
 
+# What a demo needs, and no more.
+prepare-demo:
+	@scripts/buildroot
+	+@$(MAKE) --no-print-directory -j2 prepare-qemu prepare-kernel
+	@scripts/module --driver $(KERNEL)
+	@scripts/userspace vm guest contract
+
 prepare-qemu:
 	@scripts/qemu
 
@@ -95,4 +102,4 @@ help:
 	@echo  '  distclean       - clean, and remove out/'
 	@echo  '  KERNEL=NAME     - of vm, prepare, test: tests/kernel/NAME.config [$(KERNEL)]'
 
-.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-qemu prepare-kernel vm demo test test-debug test-debian deb soak stepper bench check prune distclean help
+.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-demo prepare-qemu prepare-kernel vm demo test test-debug test-debian deb soak stepper bench check prune distclean help

@@ -69,12 +69,20 @@ lock() {
 	locked[$1]=yes
 }
 
+# steps LABEL...: the steps of the command that is running, also in the scripts that it calls.
+steps() {
+	[ -n "${VMGENID_STEPS-}" ] || VMGENID_STEPS=$(printf '%s\n' "$@") VMGENID_START=$(date +%s)
+	export VMGENID_STEPS VMGENID_START
+}
+
 # step LABEL LOG COMMAND...: runs COMMAND with its output in LOG, shows that it
 # goes on, and says what went wrong if it fails. What took less than
 # $quiet_below seconds is no news.
 step() {
-	local label=$1 log=$2 start=$SECONDS pid rc=0 shown=0 last
+	local label=$1 log=$2 start=$SECONDS pid rc=0 shown=0 last number
 	shift 2
+	number=$(grep -nxF "$label" <<<"${VMGENID_STEPS-}" | cut -d: -f1 || true)
+	[ -z "$number" ] || label="[$number/$(wc -l <<<"$VMGENID_STEPS")] $label"
 	: >"$log"
 	# In a process group of its own: Ctrl-C, or the end of this script, ends
 	# all of the step.
@@ -88,7 +96,7 @@ step() {
 		if [ $((SECONDS - start - shown)) -ge 20 ]; then
 			shown=$((SECONDS - start))
 			last=$(tail -c 200 "$log" | tr -c '[:print:]\n' ' ' | tail -n 1 | cut -c1-90)
-			say "  $label: ${shown} s  ($last)"
+			say "  $label: ${shown} s$(elapsed)  ($last)"
 		fi
 	done
 	wait "$pid" || rc=$?
@@ -101,7 +109,12 @@ step() {
 			die "$label: the disk is full: make room in $cache (or in /var/tmp) and run the same command again"
 		die "$label failed (exit status $rc), see $cache/failed.log; the same command starts it again"
 	fi
-	[ $((SECONDS - start)) -lt "${quiet_below:-0}" ] || say "  $label: done in $((SECONDS - start)) s"
+	[ $((SECONDS - start)) -lt "${quiet_below:-0}" ] || say "  $label: done in $((SECONDS - start)) s$(elapsed)"
+}
+
+# How long all steps together have taken so far.
+elapsed() {
+	[ -z "${VMGENID_START-}" ] || printf ', all: %d s' $(($(date +%s) - VMGENID_START))
 }
 
 # fresh FOLDER: an empty FOLDER.tmp. Whatever earlier runs left half made of
