@@ -192,7 +192,8 @@ const NO_EARLY_LOOK: &str = "no early look";
 /// Whether the driver shares ACPI's interrupt.
 fn looks_early() -> anyhow::Result<bool> {
     let interrupts = fs::read_to_string("/proc/interrupts")?;
-    Ok(interrupts.lines().any(|line| line.ends_with(", vmgenid")))
+    let handler = format!(", {}", machine::name());
+    Ok(interrupts.lines().any(|line| line.ends_with(&handler)))
 }
 
 /// What became of a probe; an error if that cannot be.

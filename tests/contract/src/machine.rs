@@ -217,10 +217,33 @@ impl Log {
 /// The device under test, bound or not.
 pub struct Device(String);
 
+/// The name that ACPI has given the companion of a platform device. `vmgenctr` makes platform
+/// devices of its own, which have names of their own.
+fn acpi_name(platform: &str) -> Option<String> {
+    let companion = fs::read_link(format!("{DEVICES}/{platform}/firmware_node")).ok()?;
+    Some(companion.file_name()?.to_str()?.into())
+}
+
 impl Device {
-    /// The device of this name.
-    pub fn named(name: impl Into<String>) -> Self {
-        Self(name.into())
+    /// The driver's platform device for the device to which ACPI has given this name.
+    pub fn named(acpi: &str) -> Self {
+        let platform = fs::read_dir(DEVICES)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|platform| platform.starts_with("vmgenctr."))
+            .find(|platform| acpi_name(platform).as_deref() == Some(acpi));
+        Self(platform.unwrap_or_else(|| acpi.into()))
+    }
+
+    /// The platform device of this name.
+    pub fn of_platform(name: String) -> Self {
+        Self(name)
+    }
+
+    /// The name that ACPI has given it.
+    pub fn acpi_name(&self) -> String {
+        acpi_name(&self.0).unwrap_or_else(|| self.0.clone())
     }
 
     /// The names of the devices that are bound to the driver; none is where there

@@ -27,13 +27,29 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let answer = take(step).with_context(|| step.clone())?;
         println!("step {step}");
         println!("answer {}", answer.map_or("none".into(), name));
-        println!("bound {}", Device::all_bound().join(" "));
+        let bound = Device::all_bound().into_iter().map(Device::of_platform);
+        let bound: Vec<_> = bound.map(|device| device.acpi_name()).collect();
+        println!("bound {}", bound.join(" "));
         println!("node {}", node()?);
         for line in log.lines()? {
-            println!("log {line}");
+            println!("log {}", with_acpi_name(&line));
         }
     }
     Ok(())
+}
+
+/// A line of the driver's about a device, with the name that ACPI has given the device.
+fn with_acpi_name(line: &str) -> String {
+    let ours = line.strip_prefix(machine::name()).and_then(|rest| {
+        let (platform, said) = rest.trim_start().split_once(": ")?;
+        let device = Device::of_platform(platform.into());
+        Some(format!(
+            "{} {}: {said}",
+            machine::name(),
+            device.acpi_name()
+        ))
+    });
+    ours.unwrap_or_else(|| line.into())
 }
 
 /// Returns the error that the kernel has answered with, if any.

@@ -4,12 +4,12 @@
 //! registration of probe, open and the calls on an open file fails once.
 
 use crate::{
-    context::{Context, genctr, no_node, no_splat},
+    context::{Context, driver, genctr, no_node, no_splat},
     firmware, tests,
     vmforks::{self, Background},
 };
 use anyhow::{Context as _, Result, ensure};
-use vm::{Options, Vm};
+use vm::{Options, Vm, kernel};
 
 tests! {
     each_fault_of_a_first_probe_is_unwound
@@ -212,12 +212,16 @@ fn each_registration_that_fails_has_its_outcome(context: &Context) -> Result<()>
 }
 
 fn fail(vm: &Vm, failing: &Failing) -> Result<()> {
-    let driver = "/sys/bus/platform/drivers/vmgenid";
-    let unbind = format!("cd {driver}; for device in *:*; do echo $device >unbind; done");
+    let module = kernel::driver(&kernel::default());
+    let unbind = format!(
+        "cd {}; for device in *[:.]*; do echo $device >unbind; done",
+        driver()
+    );
+    let unload = format!("rmmod {module}");
     let (before, program) = if failing.bind {
-        (&*unbind, "contract probe --bind")
+        (&unbind, "contract probe --bind")
     } else {
-        ("rmmod vmgenid", "contract probe")
+        (&unload, "contract probe")
     };
     vm.shell(before)?;
     no_node(vm)?;
@@ -232,7 +236,7 @@ fn fail(vm: &Vm, failing: &Failing) -> Result<()> {
     if failing.bind {
         vm.shell(&format!("{unbind} 2>/dev/null; contract probe --bind"))?;
     } else {
-        vm.shell("rmmod vmgenid 2>/dev/null; insmod /vmgenid.ko")?;
+        vm.shell(&format!("{unload} 2>/dev/null; insmod /vmgenid.ko"))?;
     }
     expect_works(vm)
 }

@@ -523,9 +523,10 @@ fn draws_of(vm: &Vm, cpus: usize) -> Result<Draws> {
     Ok(draws)
 }
 
-/// Six boundaries of a reseed. From the return of blake2s_final() on, an ID that is mixed in comes
-/// too late for the key. The unlock of base_crng.lock is when the key is installed.
-fn sample_of_reseed(all: &[Boundary]) -> Result<Vec<Boundary>> {
+/// The boundaries of a reseed at which a key is in danger. From the return of blake2s_final() on, an
+/// ID that is mixed in comes too late for the key. The unlock of base_crng.lock is when the key is
+/// installed.
+fn window_of_reseed(all: &[Boundary]) -> Result<Window> {
     let returned = |from: usize, name: &str| -> Result<usize> {
         let after = |at: &Boundary| at.after.as_deref().is_some_and(|a| a.starts_with(name));
         let n = all.iter().skip(from).position(after);
@@ -535,9 +536,39 @@ fn sample_of_reseed(all: &[Boundary]) -> Result<Vec<Boundary>> {
     let hashed = returned(0, "blake2s_final")?;
     let extracted = returned(hashed, "extract_entropy")?;
     let locked = returned(extracted, "_raw_spin_lock")?;
-    let unlocked = returned(locked, "_raw_spin_unlock")?;
-    let middle = (hashed + extracted) / 2;
-    let sample = [hashed, middle, extracted, locked - 1, locked, unlocked - 1];
+    Ok(Window {
+        hashed,
+        extracted,
+        locked,
+        unlocked: returned(locked, "_raw_spin_unlock")?,
+    })
+}
+
+/// The boundaries of a reseed, by number, at which these functions have returned.
+struct Window {
+    hashed: usize,
+    extracted: usize,
+    locked: usize,
+    unlocked: usize,
+}
+
+impl Window {
+    /// Six of its boundaries.
+    fn sample(&self) -> [usize; 6] {
+        let middle = (self.hashed + self.extracted) / 2;
+        [
+            self.hashed,
+            middle,
+            self.extracted,
+            self.locked - 1,
+            self.locked,
+            self.unlocked - 1,
+        ]
+    }
+}
+
+fn sample_of_reseed(all: &[Boundary]) -> Result<Vec<Boundary>> {
+    let sample = window_of_reseed(all)?.sample();
     Ok(sample.map(|n| all[n].clone()).into())
 }
 
@@ -658,8 +689,10 @@ fn every_instruction_of_the_drivers_reseed(context: &Context) -> Result<()> {
     every_instruction(context, Path::Driver)
 }
 
-/// For `make stepper`: takes a snapshot at every instruction of a path, and prints a table.
+/// For `make stepper`: takes a snapshot at every instruction of a path, and prints a table. With
+/// VMGENID_WINDOW in the environment, of the kernel's reseed only those at which a key is in danger.
 fn every_instruction(context: &Context, path: Path) -> Result<()> {
+    let window_only = std::env::var_os("VMGENID_WINDOW").is_some();
     let mut table = Table::default();
     let mut failures = Vec::new();
     for early_look in [1, 0] {
@@ -671,7 +704,19 @@ fn every_instruction(context: &Context, path: Path) -> Result<()> {
             };
             let mut original = Original::boot(context, options, look(path))?;
             let tell = |row: &Row| eprintln!("{column}: {:5} {}", row.equal, row.instruction());
-            let rows = original.equal_draws(path, |_| true, tell)?;
+            let window = match path {
+                Path::Periodic | Path::Builtin if window_only => {
+                    let all = original.boundaries(path)?;
+                    let window = window_of_reseed(&all)?;
+                    Some(all[window.hashed..window.unlocked].to_vec())
+                }
+                _ => None,
+            };
+            let wanted = |at: &Boundary| match &window {
+                Some(window) => window.iter().any(|wanted| wanted.address == at.address),
+                None => true,
+            };
+            let rows = original.equal_draws(path, wanted, tell)?;
             failures.extend(judge(path, &rows).err());
             table.add(column, &rows);
         }

@@ -104,7 +104,10 @@ impl Host {
     }
 
     pub(crate) fn busybox(&self) -> Result<PathBuf> {
-        built(self.link("buildroot").join("root/usr/bin/busybox"), "busybox")
+        built(
+            self.link("buildroot").join("root/usr/bin/busybox"),
+            "busybox",
+        )
     }
 
     pub(crate) fn ovmf(&self) -> Result<PathBuf> {

@@ -12,7 +12,7 @@ use std::{
     borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
 };
-use vm::{Options, Vm};
+use vm::{Options, Vm, kernel};
 
 #[derive(Clone, Copy, PartialEq)]
 pub enum Machine {
@@ -315,8 +315,15 @@ impl Guest {
         ensure!(seen.answer == answer, "not {answer}: {seen:?}");
         // Of another device, or of what the driver asked the kernel for.
         let other = seen.log.iter().find(|line| {
-            let ours = line.starts_with(&format!("vmgenid {}: ", self.device(n)));
-            let strange = ["vmgenid ", "ioremap", "sanity check", "x86/PAT"];
+            let driver = kernel::driver(&kernel::default());
+            let ours = line.starts_with(&format!("{driver} {}: ", self.device(n)));
+            let strange = [
+                "vmgenid ",
+                "vmgenctr ",
+                "ioremap",
+                "sanity check",
+                "x86/PAT",
+            ];
             !ours && strange.iter().any(|strange| line.contains(strange))
         });
         ensure!(
@@ -332,16 +339,18 @@ impl Guest {
     /// Expects of the driver what it has to say about a device, and no more.
     pub fn expect_lines(&self, n: usize, outcome: &Outcome, log: &[String]) -> Result<()> {
         let device = self.device(n);
-        let prefix = format!("vmgenid {device}: ");
+        let driver = kernel::driver(&kernel::default());
+        let prefix = format!("{driver} {device}: ");
         let lines: Vec<_> = log
             .iter()
             .filter_map(|line| line.strip_prefix(&prefix))
             .collect();
+        let failed = format!("probe with driver {driver} failed with error -22");
         let expected = match outcome {
             Outcome::Missing => vec!["ADDR is missing: no generation ID"],
             Outcome::Refused(line) => {
                 // The second is the driver core's.
-                vec![line, "probe with driver vmgenid failed with error -22"]
+                vec![line.as_str(), &failed]
             }
             Outcome::Reseeds(Some(line)) => vec![line.as_str()],
             _ => vec![],
