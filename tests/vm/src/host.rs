@@ -19,11 +19,14 @@ pub struct Host {
     checkout: PathBuf,
     /// How long the guest may say nothing before it counts as hung.
     pub timeout: Duration,
+    /// Called with each VM whose QEMU was just started; an error ends that QEMU.
+    pub at_start: Option<AtStart>,
     /// Called with each VM that is about to end, or to be replaced by a restore:
     /// the last chance to look into it. Its guest may have gone down.
     pub at_end: Option<AtEnd>,
 }
 
+pub type AtStart = Arc<dyn Fn(&Vm) -> Result<()> + Send + Sync>;
 pub type AtEnd = Arc<dyn Fn(&Vm) + Send + Sync>;
 
 impl Host {
@@ -54,6 +57,7 @@ impl Host {
             cache: std::path::absolute(cache)?,
             checkout: checkout.context("VMGENID_TOP is not set: use scripts/vm, which sets it")?,
             timeout: Duration::from_secs(timeout),
+            at_start: None,
             at_end: None,
         };
         ensure!(

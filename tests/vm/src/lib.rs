@@ -36,6 +36,7 @@ mod vm;
 pub use agent::Command;
 pub use agent::Output;
 pub use host::AtEnd;
+pub use host::AtStart;
 pub use host::Host;
 pub use name::Name;
 pub use options::Accelerator;

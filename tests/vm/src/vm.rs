@@ -146,7 +146,9 @@ impl Vm {
     /// Starts QEMU, and waits for the guest. On an error nothing runs.
     fn launch(&mut self, options: &Options, loadvm: Option<&Name>) -> Result<()> {
         self.qemu = Some(qemu::spawn(&self.host, options, &self.folder, loadvm)?);
-        let up = self.await_qemu().and_then(|()| {
+        let at_start = self.host.at_start.clone();
+        let started = at_start.map_or(Ok(()), |at_start| at_start(self));
+        let up = started.and_then(|()| self.await_qemu()).and_then(|()| {
             if options.paused {
                 Ok(())
             } else {
@@ -209,6 +211,22 @@ impl Vm {
     /// a restore adds to it. A clone has one of its own.
     pub fn console(&self) -> Result<Vec<u8>> {
         fs::read(self.folder.file(folder::CONSOLE)).context("cannot read the console's log")
+    }
+
+    /// Copies what the guest wrote to its console, and what QEMU wrote, to PREFIX.console.log
+    /// and PREFIX.qemu.log in a folder. A log that is empty is left out.
+    pub fn copy_logs(&self, to: &Path, prefix: &str) -> Result<()> {
+        for log in [folder::CONSOLE, folder::QEMU_LOG] {
+            let from = self.folder.file(log);
+            if fs::metadata(&from).is_ok_and(|file| file.len() > 0) {
+                fs::create_dir_all(to)
+                    .and_then(|()| fs::copy(&from, to.join(format!("{prefix}.{log}"))))
+                    .with_context(|| {
+                        format!("cannot copy {} to {}", from.display(), to.display())
+                    })?;
+            }
+        }
+        Ok(())
     }
 
     /// A command for the guest.
@@ -675,8 +693,9 @@ impl Vm {
         self.kill()
     }
 
-    /// Ends QEMU, if it runs.
-    fn kill(&mut self) -> Result<()> {
+    /// Ends QEMU at once, if it runs, also that of a VM that belongs to another thread: each call
+    /// of that thread that waits for QEMU or for the guest fails.
+    pub fn kill(&mut self) -> Result<()> {
         if let Some(process) = Process::of(&self.folder)? {
             process.kill()?;
         }
