@@ -4,22 +4,19 @@
 //! know them, and ask for the changes; here they are answered.
 
 use crate::{
+    Trial,
     context::{Context, PARAMETERS},
-    failed, promises,
+    promises,
     shared::Shared,
 };
 use anyhow::{Result, ensure};
-use libtest_mimic::Trial;
 use std::{
     borrow::Borrow,
     collections::BTreeMap,
     fs::File,
     io::{self, Write},
     os::{fd::OwnedFd, unix::net::UnixStream},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     thread,
     time::Duration,
 };
@@ -159,33 +156,27 @@ fn without_module(options: Options) -> Options {
 /// The tests of one subject share a guest.
 pub fn trials() -> Result<Vec<Trial>> {
     // Where the other node was asked for.
-    let with_sysgenid = Shared::new()?;
-    let mut guests = BTreeMap::<String, Arc<Shared<Guest>>>::new();
+    let with_sysgenid = Shared::new();
+    let mut guests = BTreeMap::<String, Shared<Guest>>::new();
     let mut trials = Vec::new();
     for name in promises::list(&Context::new()?, "contract", &["list", "--changes"])? {
         let subject = name.split("::").next().unwrap_or_default();
-        if !guests.contains_key(subject) {
-            guests.insert(subject.into(), Shared::new()?);
-        }
-        let shared = guests[subject].clone();
-        trials.push(Trial::test(format!("changes::{name}"), move || {
-            let boot = |context: &Context| Guest::boot(context, Options::default());
-            let result = shared.test(boot, |guest| guest.check(&["contract", "promise", &name]));
-            result.map_err(failed)
-        }));
+        let shared = guests.entry(subject.into()).or_insert_with(Shared::new);
+        let boot = |context: &Context| Guest::boot(context, Options::default());
+        trials.push(shared.trial(format!("changes::{name}"), boot, promise(name)));
     }
     for name in promises::list(&Context::new()?, "contract", &["list", "--sysgenid"])? {
-        let shared = with_sysgenid.clone();
-        trials.push(Trial::test(format!("changes::{name}"), move || {
-            let boot = |context: &Context| {
-                let guest = Guest::boot(context, without_module(Options::default()))?;
-                let load = format!("insmod /vmgenid.ko {PARAMETERS} sysgenid=1");
-                guest.vm.shell(&load)?;
-                Ok(guest)
-            };
-            let result = shared.test(boot, |guest| guest.check(&["contract", "promise", &name]));
-            result.map_err(failed)
-        }));
+        let boot = |context: &Context| {
+            let guest = Guest::boot(context, without_module(Options::default()))?;
+            let load = format!("insmod /vmgenid.ko {PARAMETERS} sysgenid=1");
+            guest.vm.shell(&load)?;
+            Ok(guest)
+        };
+        trials.push(with_sysgenid.trial(format!("changes::{name}"), boot, promise(name)));
     }
     Ok(trials)
+}
+
+fn promise(name: String) -> impl FnOnce(&Guest) -> Result<()> {
+    move |guest| guest.check(&["contract", "promise", &name])
 }

@@ -23,9 +23,12 @@ pub struct Context {
 
 impl Context {
     pub fn new() -> Result<Self> {
+        Self::with(Reports::default())
+    }
+
+    pub fn with(reports: Reports) -> Result<Self> {
         let top =
             std::env::var_os("VMGENID_TOP").context("use scripts/test, which sets things up")?;
-        let reports = Reports::default();
         let mut host = Host::from_env()?;
         host.at_end = Some(reports.at_end());
         Ok(Self {

@@ -13,14 +13,13 @@ mod rows;
 mod table;
 
 use crate::{
+    Trial,
     context::{Context, counter, expect_reseeds, lines, no_node, reseeds, settled_reseeds, wait},
-    failed,
     shared::Shared,
     tests,
 };
 use anyhow::{Context as _, Result, ensure};
 use guest::{Guest, Machine};
-use libtest_mimic::Trial;
 use rows::{Outcome, SECOND};
 use table::Tables;
 use vm::Options;
@@ -62,13 +61,10 @@ pub fn trials() -> Result<Vec<Trial>> {
     let mut trials = Vec::new();
     for machine in [Machine::PcAddr, Machine::Pc, Machine::Q35] {
         let rows = machine.rows();
-        let shared = Shared::new()?;
+        let shared = Shared::new();
         let mut trial = |name: &str, test: Test| {
-            let shared = shared.clone();
-            trials.push(Trial::test(format!("firmware::{name}"), move || {
-                let boot = |context: &Context| Guest::boot(context, machine);
-                shared.test(boot, test).map_err(failed)
-            }));
+            let boot = move |context: &Context| Guest::boot(context, machine);
+            trials.push(shared.trial(format!("firmware::{name}"), boot, test));
         };
         for (n, row) in rows.iter().enumerate() {
             let again = machine == Machine::PcAddr && n == 0;

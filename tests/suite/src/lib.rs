@@ -39,7 +39,7 @@ mod warm;
 
 use anyhow::Result;
 use context::Context;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 use std::process::ExitCode;
 
 /// Tests of what is the same with every guest kernel, by the beginning of their
@@ -111,15 +111,18 @@ const SOAKS: [&str; 4] = [
 
 /// Runs the tests that the command line says.
 pub fn main() -> ExitCode {
-    let mut args = Arguments::from_args();
+    suite(Arguments::from_args()).unwrap_or_else(|err| {
+        eprintln!("suite: {err:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn suite(mut args: Arguments) -> Result<ExitCode> {
     // Ctrl-C ends each test with an error, and its guests with it.
-    if let Err(err) = vm::interrupt::catch() {
-        eprintln!("suite: {err}");
-        return ExitCode::FAILURE;
-    }
+    vm::interrupt::catch()?;
     // One test spends its time waiting for a guest to grow old.
     args.test_threads = args.test_threads.or(Some(3));
-    let tests: [&[Test]; 24] = [
+    let tables: [&[Test]; 24] = [
         awslc::TESTS,
         checkers::TESTS,
         clones::TESTS,
@@ -145,37 +148,34 @@ pub fn main() -> ExitCode {
         stress::TESTS,
         tool::TESTS,
     ];
-    let mut trials = Vec::new();
-    for (name, test) in tests.into_iter().flatten() {
-        let name = name.trim_start_matches("suite::");
-        let mut trial = Trial::test(name, move || run(test).map_err(failed));
-        if name.starts_with(DEBIAN_ONLY) && !is_debian() {
-            // The reason, where the test is shown as ignored.
-            trial = trial.with_kind("make test-debian");
-        }
-        trials.push(trial.with_ignored_flag(is_ignored(name)));
+    let mut tests = Vec::new();
+    for &(name, test) in tables.into_iter().flatten() {
+        tests.push(trial(name.trim_start_matches("suite::"), test));
     }
-    for shared in [
-        promises::trials(),
-        changes::trials(),
-        firmware::trials(),
-        library::trials(),
-        Ok(matrix::trials()),
-    ] {
-        match shared {
-            Ok(shared) => trials.extend(shared.into_iter().map(|trial| {
-                let ignored = trial.has_ignored_flag() || is_ignored(trial.name());
-                trial.with_ignored_flag(ignored)
-            })),
-            Err(err) => {
-                eprintln!("suite: {err:#}");
-                return ExitCode::FAILURE;
-            }
-        }
-    }
+    tests.extend(promises::trials()?);
+    tests.extend(changes::trials()?);
+    tests.extend(firmware::trials()?);
+    tests.extend(library::trials()?);
+    tests.extend(matrix::trials());
 
+    let mut trials = Vec::new();
+    for (name, test) in tests {
+        // The reason, where the test is shown as ignored.
+        let elsewhere = name.starts_with(DEBIAN_ONLY) && !is_debian();
+        let kind = if elsewhere { "make test-debian" } else { "" };
+        let show = |test: Body| {
+            // A failure tells the whole chain of what led to it.
+            let test = move || test().map_err(|err| format!("{err:#}").into());
+            let trial = libtest_mimic::Trial::test(name.clone(), test);
+            trial.with_kind(kind).with_ignored_flag(is_ignored(&name))
+        };
+        // In place of what does not run, so that nothing of that holds a shared guest.
+        let trial = show(Box::new(|| Ok(())));
+        let (filtered, off) = (args.is_filtered_out(&trial), args.is_ignored(&trial));
+        trials.push(if filtered || off { trial } else { show(test) });
+    }
     let conclusion = libtest_mimic::run(&args, trials);
-    conclusion.exit_code()
+    Ok(conclusion.exit_code())
 }
 
 /// Whether the guests are whole Debian ones.
@@ -202,16 +202,19 @@ fn is_ignored(name: &str) -> bool {
         }
 }
 
-/// Runs a test. What its guests' kernels reported counts, too.
-fn run(test: impl FnOnce(&Context) -> Result<()>) -> Result<()> {
-    let context = Context::new()?;
-    context.reports.judge(test(&context))
+/// A test with guests of its own. What their kernels reported counts, too.
+fn trial(name: &str, test: impl FnOnce(&Context) -> Result<()> + Send + 'static) -> Trial {
+    let run = move || {
+        let context = Context::new()?;
+        context.reports.judge(test(&context))
+    };
+    (name.into(), Box::new(run))
 }
 
-/// A failure tells the whole chain of what led to it.
-fn failed(err: anyhow::Error) -> Failed {
-    format!("{err:#}").into()
-}
+/// A test, by its name.
+type Trial = (String, Body);
+
+type Body = Box<dyn FnOnce() -> Result<()> + Send>;
 
 type Test = (&'static str, fn(&Context) -> Result<()>);
 

@@ -4,15 +4,15 @@
 //! give in clones of one snapshot that was taken in the middle of their output.
 
 use crate::{
+    Trial,
     changes::Guest,
     clones::{await_old_age, two_cpus},
     context::{Context, await_random, driver, wait},
-    failed, promises,
+    promises,
     shared::Shared,
     tests,
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use libtest_mimic::Trial;
 use std::{
     collections::{BTreeMap, BTreeSet},
     str::FromStr,
@@ -26,19 +26,17 @@ tests! {
 
 /// The header's tests share a guest.
 pub fn trials() -> Result<Vec<Trial>> {
-    let shared = Shared::new()?;
+    let shared = Shared::new();
     let names = promises::list(&Context::new()?, "header", &[])?;
     let trial = |name: String| {
-        let shared = shared.clone();
-        Trial::test(format!("library::header::{name}"), move || {
-            let boot = |context: &Context| Guest::boot(context, Options::default());
-            // What it has to know to unbind the device.
-            let script = format!(
-                "cd {} && DEVICE=$(basename *[:.]*) BIND=$PWD/bind UNBIND=$PWD/unbind exec header {name}",
-                driver()
-            );
-            let result = shared.test(boot, |guest| guest.check(&["sh", "-c", &script]));
-            result.map_err(failed)
+        let boot = |context: &Context| Guest::boot(context, Options::default());
+        // What it has to know to unbind the device.
+        let script = format!(
+            "cd {} && DEVICE=$(basename *[:.]*) BIND=$PWD/bind UNBIND=$PWD/unbind exec header {name}",
+            driver()
+        );
+        shared.trial(format!("library::header::{name}"), boot, move |guest| {
+            guest.check(&["sh", "-c", &script])
         })
     };
     Ok(names.into_iter().map(trial).collect())

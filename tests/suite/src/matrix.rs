@@ -4,12 +4,12 @@
 //! do it: the same has to come of it.
 
 use crate::{
+    Trial,
     context::{Context, counter, genctr, wait},
-    failed, tests,
+    tests,
     warm::{self, Draws, Moment, Warm},
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use libtest_mimic::Trial;
 use rustix::process::{Pid, Signal, kill_process};
 use std::{path::Path, thread, time::Instant};
 use vm::{
@@ -57,10 +57,8 @@ pub fn trials() -> Vec<Trial> {
                         append: vec![CLOCK.into()],
                         ..genctr(FIRST)
                     };
-                    let trial = Trial::test(name.to_lowercase(), move || {
-                        crate::run(|context| restores(context, options)).map_err(failed)
-                    });
-                    trials.push(trial.with_ignored_flag(crate::is_ignored("matrix::")));
+                    let test = move |context: &Context| restores(context, options);
+                    trials.push(crate::trial(&name.to_lowercase(), test));
                 }
             }
         }

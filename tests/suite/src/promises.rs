@@ -4,12 +4,11 @@
 //! programs know them; each becomes a test.
 
 use crate::{
+    Trial,
     context::{Context, genctr},
-    failed,
     shared::Shared,
 };
 use anyhow::{Context as _, Result, ensure};
-use libtest_mimic::Trial;
 use std::process::Command;
 use vm::Vm;
 
@@ -30,13 +29,11 @@ pub fn list(context: &Context, program: &str, args: &[&str]) -> Result<Vec<Strin
 
 pub fn trials() -> Result<Vec<Trial>> {
     let names = list(&Context::new()?, "contract", &["list"])?;
-    let shared = Shared::new()?;
+    let shared = Shared::new();
     let trial = |promise: String| {
-        let shared = shared.clone();
-        Trial::test(format!("promises::{promise}"), move || {
-            let result = shared.test(|context| context.boot(genctr(42)), |vm| check(vm, &promise));
-            result.map_err(failed)
-        })
+        let boot = |context: &Context| context.boot(genctr(42));
+        let name = format!("promises::{promise}");
+        shared.trial(name, boot, move |vm| check(vm, &promise))
     };
     Ok(names.into_iter().map(trial).collect())
 }

@@ -128,7 +128,7 @@ impl Reports {
     }
 
     /// A console that is looked at twice has reported once.
-    fn add(&self, report: String) {
+    pub fn add(&self, report: String) {
         let mut reports = self.lock();
         let known = |known: &String| known.lines().next() == report.lines().next();
         if !reports.iter().any(known) {

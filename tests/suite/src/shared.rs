@@ -2,63 +2,190 @@
 
 //! Guests that several tests share, one test after the other.
 
-use crate::context::Context;
-use anyhow::Result;
+use crate::{Trial, context::Context, reports::Reports};
+use anyhow::{Result, anyhow, ensure};
 use std::{
     borrow::Borrow,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
 };
-use vm::Vm;
+use vm::{Vm, qapi::qmp};
 
 /// A guest that is booted by the first test, and ends with the last one. One in
 /// which a test failed is not used again.
 pub struct Shared<G> {
-    context: Context,
-    guest: Mutex<Option<G>>,
+    reports: Reports,
+    guest: Arc<Mutex<Option<G>>>,
+    /// One for each test that is still to run.
+    tests: Arc<()>,
 }
 
-impl<G: Borrow<Vm>> Shared<G> {
-    pub fn new() -> Result<Arc<Self>> {
-        Ok(Arc::new(Self {
-            context: Context::new()?,
-            guest: Mutex::new(None),
-        }))
+/// A guest that can be shared. When it is dropped, its kernel is asked what it has to report.
+pub trait Guest: Send + 'static {
+    /// A guest that is down or paused cannot be asked.
+    fn can_be_asked(&self) -> Result<bool>;
+    /// Adds what is on its console now.
+    fn look(&self, reports: &Reports);
+}
+
+impl<G: Borrow<Vm> + Send + 'static> Guest for G {
+    fn can_be_asked(&self) -> Result<bool> {
+        Ok(self.borrow().qmp(&qmp::query_status {})?.running)
     }
 
-    /// Runs a test. What the guest's kernel reported meanwhile counts, too.
-    pub fn test(
-        self: Arc<Self>,
-        boot: impl FnOnce(&Context) -> Result<G>,
-        test: impl FnOnce(&G) -> Result<()>,
-    ) -> Result<()> {
-        let result = self.alone(boot, test);
-        // The last test is the one to tell if the guest leaked.
-        let Some(shared) = Arc::into_inner(self) else {
-            return result;
-        };
-        drop(shared.guest);
-        shared.context.reports.judge(result)
+    fn look(&self, reports: &Reports) {
+        reports.look_at_console(self.borrow());
+    }
+}
+
+impl<G: Guest> Shared<G> {
+    pub fn new() -> Self {
+        Self {
+            reports: Reports::default(),
+            guest: Arc::default(),
+            tests: Arc::default(),
+        }
     }
 
-    fn alone(
+    fn share(&self) -> Self {
+        Self {
+            reports: self.reports.clone(),
+            guest: self.guest.clone(),
+            tests: self.tests.clone(),
+        }
+    }
+
+    /// A test in the guest. What the guest's kernel reported meanwhile counts, too.
+    pub fn trial(
         &self,
-        boot: impl FnOnce(&Context) -> Result<G>,
+        name: String,
+        boot: impl FnOnce(&Context) -> Result<G> + Send + 'static,
+        test: impl FnOnce(&G) -> Result<()> + Send + 'static,
+    ) -> Trial {
+        let shared = self.share();
+        let reports = self.reports.clone();
+        let boot = move || boot(&Context::with(reports)?);
+        (name, Box::new(move || shared.run(boot, test)))
+    }
+
+    /// The last test ends the guest, and its result has what the guest's kernel reports then. No
+    /// test goes without that: [`crate::main`] drops what it does not run before it runs anything,
+    /// a panic is an error, and a test that leaves a guest which cannot be asked fails.
+    fn run(
+        self,
+        boot: impl FnOnce() -> Result<G>,
         test: impl FnOnce(&G) -> Result<()>,
     ) -> Result<()> {
         // One at a time: some take the module out of use.
         let mut guest = self.guest.lock().unwrap_or_else(PoisonError::into_inner);
-        if guest.is_none() {
-            *guest = Some(boot(&self.context)?);
-        }
-        let result = guest.as_ref().map_or(Ok(()), test);
-        let reports = &self.context.reports;
+        let last = Arc::into_inner(self.tests).is_some();
+        let result = caught(|| {
+            let guest = match &mut *guest {
+                Some(guest) => guest,
+                none => none.insert(boot()?),
+            };
+            test(guest)?;
+            ensure!(guest.can_be_asked()?, "the guest does not run any more");
+            Ok(())
+        });
         // What is on the console now came with this test.
-        guest
-            .iter()
-            .for_each(|guest| reports.look_at_console(guest.borrow()));
-        if result.is_err() || !reports.is_empty() {
+        guest.iter().for_each(|guest| guest.look(&self.reports));
+        if last || result.is_err() || !self.reports.is_empty() {
             *guest = None;
         }
-        reports.judge(result)
+        self.reports.judge(result)
+    }
+}
+
+/// A panic is an error, too.
+fn caught(body: impl FnOnce() -> Result<()>) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(anyhow!("panicked: {}", text.unwrap_or("without a text")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::bail;
+    use std::thread;
+
+    /// A guest that reports a leak when it is asked at its end, as it is unless it is paused.
+    struct Leaky {
+        reports: Reports,
+        paused: bool,
+    }
+
+    impl Guest for Leaky {
+        fn can_be_asked(&self) -> Result<bool> {
+            Ok(!self.paused)
+        }
+
+        fn look(&self, _: &Reports) {}
+    }
+
+    impl Drop for Leaky {
+        fn drop(&mut self) {
+            if !self.paused {
+                self.reports.add("a leak".into());
+            }
+        }
+    }
+
+    fn run(
+        shared: Shared<Leaky>,
+        paused: bool,
+        test: impl FnOnce(&Leaky) -> Result<()>,
+    ) -> Option<String> {
+        let reports = shared.reports.clone();
+        let result = shared.run(|| Ok(Leaky { reports, paused }), test);
+        result.err().map(|err| err.to_string())
+    }
+
+    fn leaks(failure: Option<String>) -> bool {
+        failure.is_some_and(|failure| failure.contains("a leak"))
+    }
+
+    #[test]
+    fn the_last_test_looks_at_the_guest() {
+        let all = Shared::new();
+        let [first, last, dropped] = [(); 3].map(|()| all.share());
+        drop((all, dropped));
+        assert_eq!(run(first, false, |_| Ok(())), None);
+        assert!(leaks(run(last, false, |_| Ok(()))));
+    }
+
+    #[test]
+    fn a_test_that_fails_or_panics_looks_at_the_guest() {
+        let all = Shared::new();
+        let [failing, panicking, last] = [(); 3].map(|()| all.share());
+        drop(all);
+        let failure = run(failing, false, |_| bail!("fails"));
+        assert!(failure.as_ref().is_some_and(|text| text.contains("fails")));
+        assert!(leaks(failure));
+        assert!(leaks(run(panicking, false, |_| panic!("panics"))));
+        assert!(leaks(run(last, false, |_| panic!("panics"))));
+    }
+
+    #[test]
+    fn a_test_that_leaves_a_paused_guest_fails() {
+        let failure = run(Shared::new(), true, |_| Ok(()));
+        assert_eq!(failure.as_deref(), Some("the guest does not run any more"));
+    }
+
+    #[test]
+    fn of_tests_at_the_same_time_exactly_one_is_the_last() {
+        for _ in 0..100 {
+            let all = Shared::new();
+            let tests = [(); 4].map(|()| all.share());
+            drop(all);
+            let found = thread::scope(|scope| {
+                let tests = tests.map(|test| scope.spawn(|| run(test, false, |_| Ok(()))));
+                tests.map(|test| test.join().unwrap()).map(leaks)
+            });
+            assert_eq!(found.into_iter().filter(|&leaks| leaks).count(), 1);
+        }
     }
 }
