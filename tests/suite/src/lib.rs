@@ -37,7 +37,7 @@ mod tool;
 mod vmforks;
 mod warm;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use context::Context;
 use libtest_mimic::Arguments;
 use std::process::ExitCode;
@@ -158,7 +158,7 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
     tests.extend(library::trials()?);
     tests.extend(matrix::trials());
 
-    let mut trials = Vec::new();
+    let (mut trials, mut found) = (Vec::new(), false);
     for (name, test) in tests {
         // The reason, where the test is shown as ignored.
         let elsewhere = name.starts_with(DEBIAN_ONLY) && !is_debian();
@@ -173,6 +173,14 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
         let trial = show(Box::new(|| Ok(())));
         let (filtered, off) = (args.is_filtered_out(&trial), args.is_ignored(&trial));
         trials.push(if filtered || off { trial } else { show(test) });
+        found |= !filtered;
+    }
+    if !args.list {
+        let arguments = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+        ensure!(
+            found,
+            "no test matches: {arguments}; --list shows all tests"
+        );
     }
     let conclusion = libtest_mimic::run(&args, trials);
     Ok(conclusion.exit_code())
