@@ -28,6 +28,7 @@ mod promises;
 mod qemu;
 mod reports;
 mod reseeds;
+mod results;
 mod shared;
 mod sleep;
 mod starved;
@@ -40,7 +41,7 @@ mod warm;
 use anyhow::{Result, ensure};
 use context::Context;
 use libtest_mimic::Arguments;
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Instant};
 
 /// Tests of what is the same with every guest kernel, by the beginning of their
 /// names: QEMU and the tool. With other kernels than the tiny one they are shown
@@ -158,7 +159,7 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
     tests.extend(library::trials()?);
     tests.extend(matrix::trials());
 
-    let (mut trials, mut found) = (Vec::new(), false);
+    let (mut trials, mut ignored, mut found) = (Vec::new(), Vec::new(), false);
     for (name, test) in tests {
         // The reason, where the test is shown as ignored.
         let elsewhere = name.starts_with(DEBIAN_ONLY) && !is_debian();
@@ -174,6 +175,9 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
         let (filtered, off) = (args.is_filtered_out(&trial), args.is_ignored(&trial));
         trials.push(if filtered || off { trial } else { show(test) });
         found |= !filtered;
+        if off && !filtered {
+            ignored.push(name);
+        }
     }
     if !args.list {
         let arguments = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
@@ -183,6 +187,7 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
         );
     }
     let conclusion = libtest_mimic::run(&args, trials);
+    results::report(&ignored);
     Ok(conclusion.exit_code())
 }
 
@@ -212,11 +217,20 @@ fn is_ignored(name: &str) -> bool {
 
 /// A test with guests of its own. What their kernels reported counts, too.
 fn trial(name: &str, test: impl FnOnce(&Context) -> Result<()> + Send + 'static) -> Trial {
+    let named = name.to_owned();
     let run = move || {
         let context = Context::new()?;
-        context.reports.judge(test(&context))
+        run(&named, || context.reports.judge(test(&context)))
     };
     (name.into(), Box::new(run))
+}
+
+/// Runs a test.
+fn run(name: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
+    let start = Instant::now();
+    let result = test();
+    results::add(name, start.elapsed(), &result);
+    result
 }
 
 /// A test, by its name.

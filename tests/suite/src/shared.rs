@@ -65,7 +65,11 @@ impl<G: Guest> Shared<G> {
         let shared = self.share();
         let reports = self.reports.clone();
         let boot = move || boot(&Context::with(reports)?);
-        (name, Box::new(move || shared.run(boot, test)))
+        let run = Box::new({
+            let name = name.clone();
+            move || shared.run(&name, boot, test)
+        });
+        (name, run)
     }
 
     /// The last test ends the guest, and its result has what the guest's kernel reports then. No
@@ -73,27 +77,30 @@ impl<G: Guest> Shared<G> {
     /// a panic is an error, and a test that leaves a guest which cannot be asked fails.
     fn run(
         self,
+        name: &str,
         boot: impl FnOnce() -> Result<G>,
         test: impl FnOnce(&G) -> Result<()>,
     ) -> Result<()> {
         // One at a time: some take the module out of use.
         let mut guest = self.guest.lock().unwrap_or_else(PoisonError::into_inner);
         let last = Arc::into_inner(self.tests).is_some();
-        let result = caught(|| {
-            let guest = match &mut *guest {
-                Some(guest) => guest,
-                none => none.insert(boot()?),
-            };
-            test(guest)?;
-            ensure!(guest.can_be_asked()?, "the guest does not run any more");
-            Ok(())
-        });
-        // What is on the console now came with this test.
-        guest.iter().for_each(|guest| guest.look(&self.reports));
-        if last || result.is_err() || !self.reports.is_empty() {
-            *guest = None;
-        }
-        self.reports.judge(result)
+        crate::run(name, || {
+            let result = caught(|| {
+                let guest = match &mut *guest {
+                    Some(guest) => guest,
+                    none => none.insert(boot()?),
+                };
+                test(guest)?;
+                ensure!(guest.can_be_asked()?, "the guest does not run any more");
+                Ok(())
+            });
+            // What is on the console now came with this test.
+            guest.iter().for_each(|guest| guest.look(&self.reports));
+            if last || result.is_err() || !self.reports.is_empty() {
+                *guest = None;
+            }
+            self.reports.judge(result)
+        })
     }
 }
 
@@ -140,7 +147,7 @@ mod tests {
         test: impl FnOnce(&Leaky) -> Result<()>,
     ) -> Option<String> {
         let reports = shared.reports.clone();
-        let result = shared.run(|| Ok(Leaky { reports, paused }), test);
+        let result = shared.run("test", || Ok(Leaky { reports, paused }), test);
         result.err().map(|err| err.to_string())
     }
 
