@@ -16,8 +16,8 @@ use std::{
 use vm::{Add, Options, Vm};
 
 tests! {
-    no_two_clones_draw_the_same_on_dev_sysgenid
-    without_a_device_clones_repeat_themselves
+    no_two_clones_draw_the_same_on_dev_sysgenid (20 min)
+    without_a_device_clones_repeat_themselves (20 min)
 }
 
 const CLONES: u32 = 8;

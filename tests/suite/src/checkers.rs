@@ -4,14 +4,16 @@
 
 use crate::{
     context::{Context, genctr},
-    tests,
+    deadline, tests,
 };
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use std::{fs, time::Duration};
 use vm::Options;
 
 tests! {
     the_kernel_has_its_checkers
     a_report_fails_the_test_that_ends_the_guest
+    a_test_that_hangs_ends_at_its_deadline
 }
 
 fn the_kernel_has_its_checkers(context: &Context) -> Result<()> {
@@ -73,4 +75,31 @@ fn a_report_fails_the_test_that_ends_the_guest(_: &Context) -> Result<()> {
     let _ = vm.shell(&format!("{say}; poweroff -f"));
     drop(vm);
     reported("a guest that is down", true)
+}
+
+fn a_test_that_hangs_ends_at_its_deadline(_: &Context) -> Result<()> {
+    let observed = Context::new()?;
+    let vm = observed.boot(genctr(42))?;
+    let name = "checkers::a_test_that_hangs";
+    let folder = deadline::folder(name).context("no checkout")?;
+    let deadline = Some(Duration::from_secs(1));
+    let result = observed.guests.watch(name, deadline, move || {
+        vm.shell("sleep 100000")?;
+        drop(vm);
+        Ok(())
+    });
+    let said = result.err().context("no error")?.to_string();
+    let expected = format!(
+        "not done by its deadline, after 1 s; ended at: running \"sh -c sleep 100000\": \
+        the guest went down (a panic, a reboot, a power-off or vm stop)\nthe guests' logs are in {}",
+        folder.display()
+    );
+    ensure!(said == expected, "{said}");
+    let console = fs::read_to_string(folder.join("1.console.log"))?;
+    for words in ["Show Blocked State", "Show backtrace of all active CPUs"] {
+        ensure!(console.contains(words), "no {words:?} in {console}");
+    }
+    let registers = fs::read_to_string(folder.join("1.registers"))?;
+    ensure!(registers.contains("RIP="), "{registers}");
+    Ok(fs::remove_dir_all(folder)?)
 }

@@ -2,11 +2,15 @@
 
 //! What the tests share: where things are, and how they look at a guest.
 
-use crate::reports::{self, Reports};
+use crate::{
+    deadline::Guests,
+    reports::{self, Reports},
+};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::{
     fmt,
     path::PathBuf,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -19,33 +23,44 @@ pub struct Context {
     pub top: PathBuf,
     /// What the kernels of its guests reported.
     pub reports: Reports,
+    pub guests: Guests,
 }
 
 impl Context {
     pub fn new() -> Result<Self> {
-        Self::with(Reports::default())
+        Self::with(Reports::default(), Guests::default())
     }
 
-    pub fn with(reports: Reports) -> Result<Self> {
+    pub fn with(reports: Reports, guests: Guests) -> Result<Self> {
         let top =
             std::env::var_os("VMGENID_TOP").context("use scripts/test, which sets things up")?;
         let mut host = Host::from_env()?;
-        host.at_end = Some(reports.at_end());
+        host.at_start = Some(guests.at_start());
+        host.at_end = Some(Arc::new({
+            let (reports, guests) = (reports.clone(), guests.clone());
+            move |vm| {
+                reports.look_at_end(vm);
+                guests.ending(vm);
+            }
+        }));
         Ok(Self {
             host,
             top: top.into(),
             reports,
+            guests,
         })
     }
 
     /// The same, for guests whose kernels are to report something.
     pub fn unjudged(&self) -> Self {
         let mut host = self.host.clone();
-        host.at_end = None;
+        let guests = self.guests.clone();
+        host.at_end = Some(Arc::new(move |vm| guests.ending(vm)));
         Self {
             host,
             top: self.top.clone(),
             reports: Reports::default(),
+            guests: self.guests.clone(),
         }
     }
 

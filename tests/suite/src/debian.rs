@@ -17,17 +17,17 @@ use std::{
 use vm::{Add, Flavour, Options, Vm, kernel};
 
 tests! {
-    a_build_that_fails_is_mended_and_the_module_is_loaded
-    a_user_reads_maps_and_polls
-    a_reboot_brings_the_device_back
-    no_look_is_stale_and_no_draw_is_twice
-    draws_after_the_barrier_differ_in_every_clone
-    upgrade_removal_and_reinstall_leave_nothing
-    dkms_works_by_hand
-    under_stock_qemu_reseeds_are_counted
-    what_is_wrong_is_said
-    enforced_signatures_are_named
-    an_unknown_parameter_is_named
+    a_build_that_fails_is_mended_and_the_module_is_loaded (30 min)
+    a_user_reads_maps_and_polls (30 min)
+    a_reboot_brings_the_device_back (30 min)
+    no_look_is_stale_and_no_draw_is_twice (30 min)
+    draws_after_the_barrier_differ_in_every_clone (30 min)
+    upgrade_removal_and_reinstall_leave_nothing (30 min)
+    dkms_works_by_hand (30 min)
+    under_stock_qemu_reseeds_are_counted (30 min)
+    what_is_wrong_is_said (30 min)
+    enforced_signatures_are_named (30 min)
+    an_unknown_parameter_is_named (30 min)
 }
 
 const APT: &str = "DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Dpkg::Use-Pty=0";

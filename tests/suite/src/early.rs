@@ -25,7 +25,7 @@ tests! {
     it_is_there_while_the_device_is_bound
     cpus_that_come_and_go_do_not_matter
     a_cpu_in_other_hands_holds_up_nobody
-    ten_thousand_other_interrupts_do_nothing
+    ten_thousand_other_interrupts_do_nothing (20 min)
     rtnl_in_other_hands_holds_up_no_interrupt
     it_claims_no_interrupt
     unbinding_in_the_middle_of_interrupts_loses_nothing

@@ -12,11 +12,11 @@ use anyhow::{Context as _, Result, ensure};
 use vm::{Options, Vm, kernel};
 
 tests! {
-    each_fault_of_a_first_probe_is_unwound
-    each_fault_of_a_probe_is_unwound
-    each_fault_of_a_call_is_unwound
-    a_read_that_faults_leaves_poll_as_it_was
-    each_registration_that_fails_has_its_outcome
+    each_fault_of_a_first_probe_is_unwound (20 min)
+    each_fault_of_a_probe_is_unwound (20 min)
+    each_fault_of_a_call_is_unwound (20 min)
+    a_read_that_faults_leaves_poll_as_it_was (20 min)
+    each_registration_that_fails_has_its_outcome (20 min)
 }
 
 /// A guest in which nothing fails by itself, and no fault that was asked for

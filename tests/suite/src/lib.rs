@@ -11,6 +11,7 @@ mod clones;
 mod command;
 mod contention;
 mod context;
+mod deadline;
 mod debian;
 mod draws;
 mod early;
@@ -38,10 +39,16 @@ mod tool;
 mod vmforks;
 mod warm;
 
-use anyhow::{Result, ensure};
-use context::Context;
+use anyhow::{Context as _, Result, ensure};
+use context::{Context, patience};
+use deadline::Guests;
 use libtest_mimic::Arguments;
-use std::{process::ExitCode, time::Instant};
+use std::{
+    fs,
+    io::ErrorKind,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 /// Tests of what is the same with every guest kernel, by the beginning of their
 /// names: QEMU and the tool. With other kernels than the tiny one they are shown
@@ -102,13 +109,17 @@ const BUILTIN_ONLY: [&str; 3] = [
 /// What steps through machine code. The checkers of the debug kernels add calls to it.
 const STEPPER: &str = "stepper::";
 
-/// What takes an hour.
+/// What takes an hour, or as long as the environment says. These have no deadline.
 const SOAKS: [&str; 4] = [
     "clones::a_thousand_restores",
     "stepper::every_instruction_",
     "stress::a_thousand_rebinds",
     "stress::soak",
 ];
+
+/// How many minutes a test may take with the tiny kernel, unless its table says another number.
+/// What takes longer has gone wrong.
+const MINUTES: u32 = 10;
 
 /// Runs the tests that the command line says.
 pub fn main() -> ExitCode {
@@ -150,8 +161,8 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
         tool::TESTS,
     ];
     let mut tests = Vec::new();
-    for &(name, test) in tables.into_iter().flatten() {
-        tests.push(trial(name.trim_start_matches("suite::"), test));
+    for &(name, minutes, test) in tables.into_iter().flatten() {
+        tests.push(trial(name.trim_start_matches("suite::"), minutes, test));
     }
     tests.extend(promises::trials()?);
     tests.extend(changes::trials()?);
@@ -185,10 +196,24 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
             found,
             "no test matches: {arguments}; --list shows all tests"
         );
+        empty_failed()?;
     }
     let conclusion = libtest_mimic::run(&args, trials);
     results::report(&ignored);
     Ok(conclusion.exit_code())
+}
+
+/// What is in out/failed is of this run.
+fn empty_failed() -> Result<()> {
+    let Some(failed) = results::out().map(|out| out.join("failed")) else {
+        return Ok(());
+    };
+    match fs::remove_dir_all(&failed) {
+        Err(err) if err.kind() != ErrorKind::NotFound => {
+            Err(err).with_context(|| format!("cannot empty {}", failed.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether the guests are whole Debian ones.
@@ -216,19 +241,27 @@ fn is_ignored(name: &str) -> bool {
 }
 
 /// A test with guests of its own. What their kernels reported counts, too.
-fn trial(name: &str, test: impl FnOnce(&Context) -> Result<()> + Send + 'static) -> Trial {
+fn trial(
+    name: &str,
+    minutes: u32,
+    test: impl FnOnce(&Context) -> Result<()> + Send + 'static,
+) -> Trial {
     let named = name.to_owned();
     let run = move || {
         let context = Context::new()?;
-        run(&named, || context.reports.judge(test(&context)))
+        run(&named, minutes, &context.guests, || {
+            context.reports.judge(test(&context))
+        })
     };
     (name.into(), Box::new(run))
 }
 
-/// Runs a test.
-fn run(name: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
+/// Runs a test that may take so many minutes with the tiny kernel.
+fn run(name: &str, minutes: u32, guests: &Guests, test: impl FnOnce() -> Result<()>) -> Result<()> {
     let start = Instant::now();
-    let result = test();
+    let soaks = SOAKS.iter().any(|start| name.starts_with(start));
+    let deadline = patience(Duration::from_secs(60) * minutes);
+    let result = guests.watch(name, (!soaks).then_some(deadline), test);
     results::add(name, start.elapsed(), &result);
     result
 }
@@ -238,13 +271,18 @@ type Trial = (String, Body);
 
 type Body = Box<dyn FnOnce() -> Result<()> + Send>;
 
-type Test = (&'static str, fn(&Context) -> Result<()>);
+/// A line of a table: its name, how many minutes it may take with the tiny kernel, and the function.
+type Test = (&'static str, u32, fn(&Context) -> Result<()>);
 
-/// A table of tests: the functions, by name.
+/// A table of tests: the functions, by name, and how many minutes each may take with the tiny
+/// kernel if that is not [`MINUTES`]: `name (20 min)`.
 macro_rules! tests {
-    ($($name:ident)*) => {
-        pub const TESTS: &[crate::Test] =
-            &[$((concat!(module_path!(), "::", stringify!($name)), $name)),*];
+    ($($name:ident $(($minutes:literal min))?)*) => {
+        pub const TESTS: &[crate::Test] = &[$((
+            concat!(module_path!(), "::", stringify!($name)),
+            [$($minutes,)? crate::MINUTES][0],
+            $name,
+        )),*];
     };
 }
 use tests;

@@ -20,7 +20,7 @@ use std::{
 use vm::{Options, Vm};
 
 tests! {
-    no_clone_continues_the_stream_of_another
+    no_clone_continues_the_stream_of_another (20 min)
     without_the_device_clones_repeat_themselves
 }
 

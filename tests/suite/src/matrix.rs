@@ -18,7 +18,7 @@ use vm::{
 };
 
 tests! {
-    a_killed_savevm_leaves_earlier_snapshots_whole
+    a_killed_savevm_leaves_earlier_snapshots_whole (20 min)
 }
 
 /// The counter that the guests begin with.
@@ -58,7 +58,7 @@ pub fn trials() -> Vec<Trial> {
                         ..genctr(FIRST)
                     };
                     let test = move |context: &Context| restores(context, options);
-                    trials.push(crate::trial(&name.to_lowercase(), test));
+                    trials.push(crate::trial(&name.to_lowercase(), 20, test));
                 }
             }
         }

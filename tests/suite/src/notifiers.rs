@@ -17,7 +17,7 @@ use std::{
 use vm::{Name, Options, Vm};
 
 tests! {
-    rtnl_in_other_hands_holds_up_nobody
+    rtnl_in_other_hands_holds_up_nobody (20 min)
     a_notifier_that_sleeps_holds_up_nobody
     they_are_called_once_per_published_id
 }

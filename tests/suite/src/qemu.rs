@@ -11,7 +11,7 @@ use std::{fs, process::Command};
 use vm::{Flavour, Options, Vm, qapi::qmp};
 
 tests! {
-    its_own_tests_pass
+    its_own_tests_pass (30 min)
     without_genctr_the_firmware_tables_are_those_of_stock_qemu
     without_genctr_the_migration_stream_is_that_of_stock_qemu
     genctr_set_at_run_time_comes_with_a_new_id

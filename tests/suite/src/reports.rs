@@ -5,7 +5,7 @@
 
 use anyhow::{Context as _, Result, anyhow};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use vm::{AtEnd, Vm, qapi::qmp};
+use vm::{Vm, qapi::qmp};
 
 /// Words that only a report has.
 const WORDS: [&str; 4] = ["BUG", "WARNING", "Oops", "panicked"];
@@ -104,18 +104,15 @@ fn is_report(line: &str) -> bool {
 pub struct Reports(Arc<Mutex<Vec<String>>>);
 
 impl Reports {
-    /// What looks at a guest when it ends.
-    pub fn at_end(&self) -> AtEnd {
-        let reports = self.clone();
-        Arc::new(move |vm| {
-            // First the questions: they may lead to a report on the console.
-            match answers(vm) {
-                Ok(said) if said.is_empty() => {}
-                Ok(said) => reports.add(said),
-                Err(err) => reports.add(format!("{err:#}")),
-            }
-            reports.look_at_console(vm);
-        })
+    /// Looks at a guest that is about to end.
+    pub fn look_at_end(&self, vm: &Vm) {
+        // First the questions: they may lead to a report on the console.
+        match answers(vm) {
+            Ok(said) if said.is_empty() => {}
+            Ok(said) => self.add(said),
+            Err(err) => self.add(format!("{err:#}")),
+        }
+        self.look_at_console(vm);
     }
 
     /// Adds what is on the console of a guest that goes on.

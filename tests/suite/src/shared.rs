@@ -2,11 +2,15 @@
 
 //! Guests that several tests share, one test after the other.
 
-use crate::{Trial, context::Context, reports::Reports};
-use anyhow::{Result, anyhow, ensure};
+use crate::{
+    MINUTES, Trial,
+    context::Context,
+    deadline::{Guests, caught},
+    reports::Reports,
+};
+use anyhow::{Result, ensure};
 use std::{
     borrow::Borrow,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
 };
 use vm::{Vm, qapi::qmp};
@@ -15,6 +19,7 @@ use vm::{Vm, qapi::qmp};
 /// which a test failed is not used again.
 pub struct Shared<G> {
     reports: Reports,
+    guests: Guests,
     guest: Arc<Mutex<Option<G>>>,
     /// One for each test that is still to run.
     tests: Arc<()>,
@@ -42,6 +47,7 @@ impl<G: Guest> Shared<G> {
     pub fn new() -> Self {
         Self {
             reports: Reports::default(),
+            guests: Guests::default(),
             guest: Arc::default(),
             tests: Arc::default(),
         }
@@ -50,6 +56,7 @@ impl<G: Guest> Shared<G> {
     fn share(&self) -> Self {
         Self {
             reports: self.reports.clone(),
+            guests: self.guests.clone(),
             guest: self.guest.clone(),
             tests: self.tests.clone(),
         }
@@ -63,8 +70,8 @@ impl<G: Guest> Shared<G> {
         test: impl FnOnce(&G) -> Result<()> + Send + 'static,
     ) -> Trial {
         let shared = self.share();
-        let reports = self.reports.clone();
-        let boot = move || boot(&Context::with(reports)?);
+        let (reports, guests) = (self.reports.clone(), self.guests.clone());
+        let boot = move || boot(&Context::with(reports, guests)?);
         let run = Box::new({
             let name = name.clone();
             move || shared.run(&name, boot, test)
@@ -84,7 +91,7 @@ impl<G: Guest> Shared<G> {
         // One at a time: some take the module out of use.
         let mut guest = self.guest.lock().unwrap_or_else(PoisonError::into_inner);
         let last = Arc::into_inner(self.tests).is_some();
-        crate::run(name, || {
+        crate::run(name, MINUTES, &self.guests, || {
             let result = caught(|| {
                 let guest = match &mut *guest {
                     Some(guest) => guest,
@@ -102,15 +109,6 @@ impl<G: Guest> Shared<G> {
             self.reports.judge(result)
         })
     }
-}
-
-/// A panic is an error, too.
-fn caught(body: impl FnOnce() -> Result<()>) -> Result<()> {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(anyhow!("panicked: {}", text.unwrap_or("without a text")))
-    })
 }
 
 #[cfg(test)]

@@ -21,8 +21,8 @@ tests! {
     a_restore_while_suspended_to_idle_is_caught
     a_restore_while_suspended_to_ram_is_caught
     a_restore_while_frozen_is_caught
-    a_hibernated_machine_differs_in_two
-    a_hibernated_machine_differs_in_two_with_its_id_in_nvs
+    a_hibernated_machine_differs_in_two (20 min)
+    a_hibernated_machine_differs_in_two_with_its_id_in_nvs (20 min)
 }
 
 const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";

@@ -28,12 +28,12 @@ use vm::{
 };
 
 tests! {
-    a_snapshot_in_a_reseed_makes_no_draw_equal_on_1_cpu
-    a_snapshot_in_a_reseed_makes_no_draw_equal_on_2_cpus
-    a_snapshot_in_the_builtin_drivers_reseed_makes_no_draw_equal
-    a_snapshot_in_read_makes_no_draw_equal
-    a_snapshot_in_the_drivers_reseed_makes_no_draw_equal
-    without_the_barrier_draws_are_equal
+    a_snapshot_in_a_reseed_makes_no_draw_equal_on_1_cpu (30 min)
+    a_snapshot_in_a_reseed_makes_no_draw_equal_on_2_cpus (30 min)
+    a_snapshot_in_the_builtin_drivers_reseed_makes_no_draw_equal (30 min)
+    a_snapshot_in_read_makes_no_draw_equal (30 min)
+    a_snapshot_in_the_drivers_reseed_makes_no_draw_equal (30 min)
+    without_the_barrier_draws_are_equal (30 min)
     every_instruction_of_a_reseed
     every_instruction_of_the_builtin_drivers_reseed
     every_instruction_of_read

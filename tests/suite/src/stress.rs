@@ -8,9 +8,9 @@ use std::env;
 use vm::{Add, Options, kernel};
 
 tests! {
-    rebinds_and_reloads_leave_a_sound_driver
+    rebinds_and_reloads_leave_a_sound_driver (20 min)
     a_thousand_rebinds_and_two_hundred_reloads
-    stress_ng_finds_nothing
+    stress_ng_finds_nothing (20 min)
     soak
 }
 
