@@ -41,6 +41,8 @@ pub const KERNEL: &str = "kernel";
 pub const PID: &str = "pid";
 pub const QEMU_LOG: &str = "qemu.log";
 pub const QMP: &str = "qmp.sock";
+/// Of a VM that becomes older.
+pub const STREAM: &str = "stream";
 pub const STATE: &str = "vm.json";
 
 /// What is to be remembered of a VM.

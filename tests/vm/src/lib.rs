@@ -30,6 +30,7 @@ mod name;
 mod options;
 mod qemu;
 mod qmp;
+mod stream;
 mod terminal;
 mod vm;
 

@@ -134,8 +134,8 @@ impl Options {
     }
 
     /// The argument of QEMU's -device, if there is a device.
-    pub fn device(&self) -> Option<String> {
-        let mut device = String::from("vmgenid,id=vmgenid,guid=auto");
+    pub fn device(&self, guid: &str) -> Option<String> {
+        let mut device = format!("vmgenid,id=vmgenid,guid={guid}");
         if let Some(counter) = self.counter() {
             device += &format!(",genctr={counter}");
         }
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn the_device_is_what_was_asked_for() {
-        let device = |options: Options| options.device();
+        let device = |options: Options| options.device("auto");
         let options = Options::default();
         assert_eq!(
             device(options.clone()).unwrap(),

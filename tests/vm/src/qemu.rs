@@ -33,6 +33,15 @@ use std::process::Command;
 use std::process::Stdio;
 use std::time::Duration;
 
+/// What QEMU begins with.
+#[derive(Clone, Copy)]
+pub enum Start<'a> {
+    Boot,
+    Snapshot(&'a Name),
+    /// The VM that is in this file of its folder, which goes on with the same ID, if it has one.
+    Stream(&'a str, Option<&'a str>),
+}
+
 /// The socket of the guest's port `n`.
 pub fn port_socket(n: usize) -> String {
     format!("exec{n}.sock")
@@ -40,12 +49,7 @@ pub fn port_socket(n: usize) -> String {
 
 /// Starts QEMU in the VM's folder, where everything has a short name. No signal
 /// from a terminal reaches it there.
-pub fn spawn(
-    host: &Host,
-    options: &Options,
-    folder: &Folder,
-    loadvm: Option<&Name>,
-) -> Result<Child> {
+pub fn spawn(host: &Host, options: &Options, folder: &Folder, start: Start<'_>) -> Result<Child> {
     let qemu = host.qemu_folder(options.qemu)?;
     let log = File::create(folder.file(folder::QEMU_LOG)).context("cannot write QEMU's log")?;
     let mut command = Command::new(qemu.join("bin/qemu-system-x86_64"));
@@ -55,7 +59,7 @@ pub fn spawn(
         command.arg("-bios").arg(host.ovmf()?);
     }
     command
-        .args(arguments(options, &folder.name, loadvm))
+        .args(arguments(options, &folder.name, start))
         .current_dir(folder.path())
         .process_group(0)
         .stdin(Stdio::null())
@@ -65,7 +69,7 @@ pub fn spawn(
         .with_context(|| format!("cannot run {}", qemu.display()))
 }
 
-fn arguments(options: &Options, name: &str, loadvm: Option<&Name>) -> Vec<String> {
+fn arguments(options: &Options, name: &str, start: Start<'_>) -> Vec<String> {
     let mut args = Vec::new();
     let mut add = |option: &str, value: String| args.extend([option.into(), value]);
 
@@ -129,11 +133,17 @@ fn arguments(options: &Options, name: &str, loadvm: Option<&Name>) -> Vec<String
             format!("virtserialport,chardev=exec{n},name={}", wire::port_name(n)),
         );
     }
-    if let Some(device) = options.device() {
+    let guid = match start {
+        Start::Stream(_, Some(guid)) => guid,
+        _ => "auto",
+    };
+    if let Some(device) = options.device(guid) {
         add("-device", device);
     }
-    if let Some(snapshot) = loadvm {
-        add("-loadvm", snapshot.to_string());
+    match start {
+        Start::Boot => {}
+        Start::Snapshot(snapshot) => add("-loadvm", snapshot.to_string()),
+        Start::Stream(file, _) => add("-incoming", format!("file:{file}")),
     }
     if options.paused {
         args.push("-S".into());

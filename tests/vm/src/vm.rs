@@ -20,7 +20,9 @@ use crate::name::Name;
 use crate::options::Options;
 use crate::qemu;
 use crate::qemu::Process;
+use crate::qemu::Start;
 use crate::qmp::Monitor;
+use crate::stream;
 use anyhow::Context;
 use anyhow::Error;
 use anyhow::Result;
@@ -118,7 +120,7 @@ impl Vm {
             snapshots: BTreeMap::new(),
             copying: false,
         };
-        Self::run(host, draft, &state, name, None)
+        Self::run(host, draft, &state, name, Start::Boot)
     }
 
     /// Runs what is in the draft.
@@ -127,7 +129,7 @@ impl Vm {
         draft: Draft,
         state: &State,
         name: Option<&Name>,
-        loadvm: Option<&Name>,
+        start: Start<'_>,
     ) -> Result<Self> {
         let (folder, lock) = draft.publish(state, name)?;
         let mut vm = Self {
@@ -136,7 +138,7 @@ impl Vm {
             owned: Some(lock),
             qemu: None,
         };
-        vm.launch(&state.options, loadvm)?;
+        vm.launch(&state.options, start)?;
         if name.is_some() {
             vm.owned = None;
         }
@@ -144,8 +146,8 @@ impl Vm {
     }
 
     /// Starts QEMU, and waits for the guest. On an error nothing runs.
-    fn launch(&mut self, options: &Options, loadvm: Option<&Name>) -> Result<()> {
-        self.qemu = Some(qemu::spawn(&self.host, options, &self.folder, loadvm)?);
+    fn launch(&mut self, options: &Options, start: Start<'_>) -> Result<()> {
+        self.qemu = Some(qemu::spawn(&self.host, options, &self.folder, start)?);
         let at_start = self.host.at_start.clone();
         let started = at_start.map_or(Ok(()), |at_start| at_start(self));
         let up = started.and_then(|()| self.await_qemu()).and_then(|()| {
@@ -308,6 +310,42 @@ impl Vm {
         let _lock = self.lock()?;
         self.check_running()?;
         self.monitor()?.migrate(uri)
+    }
+
+    /// Has the guest's clocks go on by this at once: it goes on in another QEMU, as the same VM
+    /// with the same ID. On an error nothing may run.
+    pub fn age(&mut self, time: Duration) -> Result<()> {
+        let uptime = |vm: &Self| -> Result<f64> {
+            let said = vm.shell("cut -d' ' -f1 /proc/uptime")?;
+            Ok(said.trim().parse()?)
+        };
+        let before = uptime(self)?;
+        let options = self.folder.state()?.options;
+        let guid = match options.no_device {
+            true => None,
+            false => Some(self.qmp(&qmp::query_vm_generation_id {})?.guid),
+        };
+        let _lock = self.lock()?;
+        let file = self.folder.file(folder::STREAM);
+        // QEMU runs in the folder.
+        let uri = format!("file:{}", folder::STREAM);
+        self.monitor()?.migrate(&uri)?;
+        self.quit()?;
+        stream::age(&file, time)?;
+        self.launch(&options, Start::Stream(folder::STREAM, guid.as_deref()))?;
+        fs::remove_file(&file)?;
+        let older = uptime(self)? - before;
+        // The kernel measures how fast its TSC is, and not to the last digit.
+        ensure!(
+            older > 0.95 * time.as_secs_f64(),
+            "the guest was to be {} s older, but its uptime is only {older:.1} s more. A clock that \
+             wraps, such as ACPI's or the HPET, loses what does not fit into it, and -icount has its \
+             own; the guest's is: {}",
+            time.as_secs(),
+            self.shell("cat /sys/devices/system/clocksource/clocksource0/current_clocksource")?
+                .trim()
+        );
+        Ok(())
     }
 
     /// Gives the generation counter of the running VM another value.
@@ -554,7 +592,7 @@ impl Vm {
         self.at_end();
         self.quit()?;
         self.folder.write_state(state)?;
-        let launched = self.launch(&state.options, Some(snapshot));
+        let launched = self.launch(&state.options, Start::Snapshot(snapshot));
         if launched.is_err() {
             self.folder.write_state(&before)?;
         }
@@ -573,7 +611,7 @@ impl Vm {
             copying: false,
             ..state
         };
-        Self::run(&self.host, draft, &state, name, Some(snapshot))
+        Self::run(&self.host, draft, &state, name, Start::Snapshot(snapshot))
     }
 
     /// Copies the disk. QEMU writes nothing to it while the VM is paused.
