@@ -4,7 +4,8 @@
 //! on the hypervisor's own page, to which it should not be pointed.
 
 use crate::{
-    clones::{await_old_age, two_cpus},
+    age::grow_old,
+    clones::two_cpus,
     context::{Context, await_random, wait},
     tests, vmforks,
 };
@@ -109,6 +110,7 @@ fn in_common(clones: &[Seen]) -> Vec<usize> {
 
 fn no_two_clones_draw_the_same_on_dev_sysgenid(context: &Context) -> Result<()> {
     let mut vm = vmforks::boot(context, options(context))?;
+    grow_old(&mut vm)?;
     // With the early look, hardly anything would be seen of what is wrong with the other page.
     vm.shell("insmod /vmgenid.ko sysgenid=1 early_look=0")?;
     let first = vmforks::published(&vm)?;
@@ -120,7 +122,6 @@ fn no_two_clones_draw_the_same_on_dev_sysgenid(context: &Context) -> Result<()> 
          mknod /dev/sysgenid c 10 $(awk '$2 == \"vmgenid\" { print $1 }' /proc/misc)",
     )?;
     start(&vm, "/tmp/vmgenid", &[], "idle, at 42, with a device: true")?;
-    await_old_age(&vm)?;
     vm.snapshot(&"s".parse()?)?;
 
     let (mut right, mut wrong) = (Vec::new(), Vec::new());
@@ -171,7 +172,7 @@ fn without_a_device_clones_repeat_themselves(context: &Context) -> Result<()> {
     };
     let mut vm = context.boot(options)?;
     await_random(&vm)?;
-    await_old_age(&vm)?;
+    grow_old(&mut vm)?;
     let go = ["--until", "/tmp/go"];
     start(&vm, "/tmp/none", &go, "idle, at 0, with a device: false")?;
     vm.snapshot(&"s".parse()?)?;

@@ -3,6 +3,7 @@
 //! What a restore is to processes that were running all the time.
 
 use crate::{
+    age::grow_old,
     context::{Context, await_random, counter, genctr},
     draws::{self, Same},
     tests,
@@ -26,11 +27,6 @@ tests! {
     a_thousand_restores
 }
 
-/// How old a guest has to be, in seconds, so that its kernel no longer reseeds
-/// every other second by itself: CRNG_RESEED_INTERVAL in drivers/char/random.c,
-/// twice, and some.
-const OLD: u32 = 130;
-
 /// How many clones each of the tests makes.
 const CLONES: u32 = 8;
 
@@ -46,23 +42,13 @@ pub fn two_cpus() -> Options {
     }
 }
 
-pub fn await_old_age(vm: &Vm) -> Result<()> {
-    let rdrand = vm.shell("grep -cw rdrand /proc/cpuinfo || true")?;
-    ensure!(rdrand.trim() == "0", "the guest has RDRAND");
-    vm.shell(&format!(
-        "while [ $(cut -d. -f1 /proc/uptime) -lt {OLD} ]; do sleep 1; done"
-    ))
-    .map(drop)
-}
-
 fn no_look_is_stale_and_no_draw_is_twice(context: &Context) -> Result<()> {
     look_and_draw(context, two_cpus())
 }
 
 /// The same, in a guest of another kind.
 pub fn look_and_draw(context: &Context, options: Options) -> Result<()> {
-    let mut warm = Warm::boot(context, options)?;
-    await_old_age(&warm.vm)?;
+    let mut warm = Warm::boot_old(context, options)?;
     let moment = warm.snapshot("old")?;
     let mut draws = Draws::default();
     for value in FIRST + 1..=FIRST + CLONES {
@@ -107,7 +93,7 @@ pub fn drawn(vm: &mut Vm, barrier: bool) -> Result<Vec<draws::Draws>> {
 /// The test itself, in a guest that is there.
 pub fn draws_differ(vm: &mut Vm) -> Result<()> {
     await_random(vm)?;
-    await_old_age(vm)?;
+    grow_old(vm)?;
     // For comparison; nobody promises anything here.
     let same = Same::of(&drawn(vm, false)?);
     eprintln!("without the barrier: {same}");
@@ -279,9 +265,7 @@ fn a_thousand_restores(context: &Context) -> Result<()> {
 }
 
 fn soak(context: &Context, restores: u32, tally: &mut Tally) -> Result<()> {
-    let mut warm = Warm::boot(context, two_cpus())?;
-    eprintln!("the guest grows old, which takes {OLD} s");
-    await_old_age(&warm.vm)?;
+    let mut warm = Warm::boot_old(context, two_cpus())?;
     while tally.restores < restores {
         let name = format!("s{}", tally.snapshots);
         thread::sleep(random(Duration::from_secs(2))?);

@@ -3,6 +3,7 @@
 //! The tests: each boots the machines it needs, or shares one, and looks at
 //! what the guest says.
 
+mod age;
 mod awslc;
 pub mod bench;
 mod changes;
@@ -110,7 +111,8 @@ const BUILTIN_ONLY: [&str; 3] = [
 const STEPPER: &str = "stepper::";
 
 /// What takes an hour, or as long as the environment says. These have no deadline.
-const SOAKS: [&str; 4] = [
+const SOAKS: [&str; 5] = [
+    "age::a_guest_whose_clock_was_moved_",
     "clones::a_thousand_restores",
     "stepper::every_instruction_",
     "stress::a_thousand_rebinds",
@@ -132,9 +134,10 @@ pub fn main() -> ExitCode {
 fn suite(mut args: Arguments) -> Result<ExitCode> {
     // Ctrl-C ends each test with an error, and its guests with it.
     vm::interrupt::catch()?;
-    // One test spends its time waiting for a guest to grow old.
+    // Some tests spend their time waiting.
     args.test_threads = args.test_threads.or(Some(3));
-    let tables: [&[Test]; 24] = [
+    let tables: [&[Test]; 25] = [
+        age::TESTS,
         awslc::TESTS,
         checkers::TESTS,
         clones::TESTS,

@@ -5,8 +5,9 @@
 
 use crate::{
     Trial,
+    age::grow_old,
     changes::Guest,
-    clones::{await_old_age, two_cpus},
+    clones::two_cpus,
     context::{Context, await_random, driver, wait},
     promises,
     shared::Shared,
@@ -134,7 +135,7 @@ impl Stream {
 fn no_clone_continues_the_stream_of_another(context: &Context) -> Result<()> {
     let mut vm = context.boot(two_cpus())?;
     await_random(&vm)?;
-    await_old_age(&vm)?;
+    grow_old(&mut vm)?;
     let streams = [Stream::start(&vm, 1, &[])?, Stream::start(&vm, 4, &[])?];
     vm.snapshot(&"s".parse()?)?;
 

@@ -4,7 +4,8 @@
 //! nobody. Ours takes `rtnl_lock`, as WireGuard's does.
 
 use crate::{
-    clones::{await_old_age, two_cpus},
+    age::grow_old,
+    clones::two_cpus,
     context::{Context, Reply, genctr, is_builtin, no_splat, patience, wait},
     tests,
     vmforks::{self, Background, count, expect_count, expect_published, notify, published},
@@ -83,7 +84,7 @@ fn reply(vm: &Vm, process: &Background, value: u32) -> Result<Reply> {
 /// waits for the lock. When it is released, the notifiers have been called once.
 fn rtnl_in_other_hands_holds_up_nobody(context: &Context) -> Result<()> {
     let mut vm = vmforks::boot(context, two_cpus())?;
-    await_old_age(&vm)?;
+    grow_old(&mut vm)?;
     let holder = Background::rtnl_holder(&vm)?;
     let process = Background::start(&vm, "exec contract at-once")?;
     process.await_line(&vm, &format!("waiting at {FIRST}"))?;

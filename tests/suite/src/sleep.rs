@@ -4,7 +4,8 @@
 //! machines. What was to tell the driver of the new ID may be lost by then.
 
 use crate::{
-    clones::{await_old_age, two_cpus},
+    age::grow_old,
+    clones::two_cpus,
     context::{Context, await_random, genctr, generation, is_builtin, no_splat, wait},
     draws::{self, Draws, Same},
     tests,
@@ -175,7 +176,7 @@ fn hibernate(context: &Context, firmware: Firmware, how: &str) -> Result<()> {
     };
     let mut vm = vmforks::boot(context, options(&disk("swap")))?;
     await_random(&vm)?;
-    await_old_age(&vm)?;
+    grow_old(&mut vm)?;
     draws::start(&vm, true)?;
     // It reads the device when it is let go, not before: what the end of the hibernation does is
     // seen first.

@@ -5,6 +5,7 @@
 //! are.
 
 use crate::{
+    age::grow_old,
     context::{Context, Late, generation, no_splat, wait},
     vmforks,
 };
@@ -147,12 +148,18 @@ impl std::error::Error for Broken {}
 impl Warm {
     /// Boots a guest, and starts them.
     pub fn boot(context: &Context, options: Options) -> Result<Self> {
-        let cpus = usize::from(options.smp());
-        let vm = vmforks::boot(context, options)?;
-        Self::start(vm, cpus)
+        Self::start(vmforks::boot(context, options)?)
     }
 
-    fn start(vm: Vm, cpus: usize) -> Result<Self> {
+    /// The same, in a guest that is old when they start.
+    pub fn boot_old(context: &Context, options: Options) -> Result<Self> {
+        let mut vm = vmforks::boot(context, options)?;
+        grow_old(&mut vm)?;
+        Self::start(vm)
+    }
+
+    fn start(vm: Vm) -> Result<Self> {
+        let cpus = usize::from(vm.options()?.smp());
         // Where it is udev that loads the module, that takes a while.
         wait("/dev/vmgenid", || {
             let node = vm.shell("ls /dev/vmgenid 2>/dev/null || true")?;

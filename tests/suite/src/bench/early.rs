@@ -6,7 +6,7 @@
 
 use super::Driver;
 use crate::{
-    clones::await_old_age,
+    age::await_old_age,
     context::{Context, await_random, genctr, wait},
     draws::Draws,
 };
@@ -192,6 +192,7 @@ pub fn measure(context: &Context) -> Result<Vec<Cell>> {
             }
         }
     }
+    // All of them wait: their clock is ACPI's, which wraps every five seconds, so it cannot be moved.
     eprintln!("{} guests grow old", guests.len());
     for guest in &guests {
         await_old_age(&guest.vm)?;

@@ -14,6 +14,7 @@ mod report;
 mod sizes;
 
 use crate::{
+    age::grow_old,
     changes::Guest,
     clones,
     context::{Context, await_random, genctr, wait},
@@ -151,10 +152,10 @@ fn measure(context: &Context, early: Option<Vec<early::Cell>>) -> Result<Report>
         None => early::measure(context)?,
     };
 
-    eprintln!("what clones draw (a guest has to grow old first)");
+    eprintln!("what clones draw");
     let mut vm = context.boot(without_early_look())?;
     await_random(&vm)?;
-    clones::await_old_age(&vm)?;
+    grow_old(&mut vm)?;
     for barrier in [false, true] {
         let draws = clones::drawn(&mut vm, barrier)?;
         eprintln!(
