@@ -328,11 +328,11 @@ mod injectable {
     static ENTRIES: [Entry; 12] = entries! {
         __devm_add_action: EI_ETYPE_ERRNO,
         __platform_driver_register: EI_ETYPE_ERRNO,
-        acpi_dev_install_notify_handler: EI_ETYPE_ERRNO,
         // Its status 1 is `AE_ERROR`.
         acpi_evaluate_object: EI_ETYPE_TRUE,
         acpi_get_handle: EI_ETYPE_TRUE,
         acpi_gsi_to_irq: EI_ETYPE_ERRNO,
+        devm_acpi_install_notify_handler: EI_ETYPE_ERRNO,
         kthread_create_worker_on_node: EI_ETYPE_ERRNO,
         memremap: EI_ETYPE_NULL,
         misc_register: EI_ETYPE_ERRNO,

@@ -177,7 +177,7 @@ fn each_registration_that_fails_has_its_outcome(context: &Context) -> Result<()>
         ),
         failing("acpi_evaluate_object", None, 2, bind, without),
         failing(
-            "acpi_dev_install_notify_handler",
+            "devm_acpi_install_notify_handler",
             enomem,
             1,
             bind,
