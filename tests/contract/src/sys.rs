@@ -140,13 +140,6 @@ impl Drop for Map {
     }
 }
 
-/// getrandom as the C library does it: without a system call, where the kernel's
-/// vDSO can.
-pub fn getrandom_vdso(bytes: &mut [u8]) -> Result<usize> {
-    // SAFETY: The buffer is valid for writing so many bytes.
-    answer(unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) })
-}
-
 /// How many times the kernel's generator has been reseeded, plus one, whatever the reason was:
 /// the generation that the vDSO's `getrandom` compares (`struct vdso_rng_data`).
 ///

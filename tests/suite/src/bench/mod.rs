@@ -134,7 +134,7 @@ fn measure(context: &Context, early: Option<Vec<early::Cell>>) -> Result<Report>
         report.add("module memory, bytes", title, memory(&vm, driver)?);
         report.add_all(title, &vm.shell(&probe(driver))?)?;
         if driver != Driver::Mainline {
-            report.add_all(title, &vm.shell("contract cost")?)?;
+            report.add_all(title, &vm.shell("contract cost && getrandom")?)?;
         }
         report.add_all(title, &notification(context, driver)?)?;
     }
@@ -183,15 +183,23 @@ fn with_or_without(barrier: bool) -> &'static str {
 /// A guest whose instructions are counted, with this driver's module in it, not
 /// yet loaded.
 fn counted(context: &Context, driver: Driver, vmforks: bool) -> Result<Options> {
-    let mut add = vec![Add {
-        host: driver.module(context)?,
-        guest: "/driver.ko".into(),
-    }];
+    let file = |host: PathBuf, guest: &str| Add {
+        host,
+        guest: guest.into(),
+    };
+    // The one program that is linked dynamically, and what it is linked with.
+    let libraries = context.host.link("buildroot/root/usr/lib/x86_64-linux-gnu");
+    let mut add = vec![
+        file(driver.module(context)?, "/driver.ko"),
+        file(context.program("getrandom"), "/bin/getrandom"),
+        file(libraries.join("libc.so.6"), "/usr/lib/libc.so.6"),
+        file(
+            libraries.join("ld-linux-x86-64.so.2"),
+            "/lib64/ld-linux-x86-64.so.2",
+        ),
+    ];
     if vmforks {
-        add.push(Add {
-            host: context.module("vmforks.ko"),
-            guest: "/vmforks.ko".into(),
-        });
+        add.push(file(context.module("vmforks.ko"), "/vmforks.ko"));
     }
     Ok(Options {
         icount: true,
