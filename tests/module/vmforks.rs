@@ -13,6 +13,7 @@
 //!   that CPU. The write does not wait for it. How often such work has been done is what is read.
 //! - `notify`: who writes a number sends that many ACPI notifications, as QEMU's GPE does, but with
 //!   no change of the ID. They have been handled when the write returns.
+//! - `handled`: how long after the last of these all handlers had returned, in nanoseconds.
 //! - `took`: how long after the last of these the notifiers were last called, in nanoseconds.
 //! - `at`: when the notifiers were last called, in nanoseconds of the monotonic clock.
 //! - `interrupt`: who writes a number has the handlers of ACPI's interrupt called that many times,
@@ -48,9 +49,11 @@ use kernel::{
 /// How many times the vmfork notifiers were called.
 static COUNT: Atomic<u32> = Atomic::new(0);
 
-/// When that was, and when a notification was last sent: nanoseconds of the monotonic clock.
+/// When that was, when a notification was last sent, and when the last ones had been handled:
+/// nanoseconds of the monotonic clock.
 static AT: Atomic<i64> = Atomic::new(0);
 static SENT: Atomic<i64> = Atomic::new(0);
+static HANDLED: Atomic<i64> = Atomic::new(0);
 
 fn now() -> i64 {
     // SAFETY: To be called from anywhere.
@@ -187,6 +190,7 @@ fn notify(reader: &mut UserSliceReader) -> Result {
     }
     // SAFETY: We may sleep, and hold no lock.
     unsafe { bindings::acpi_os_wait_events_complete() };
+    HANDLED.store(now(), Relaxed);
     Ok(())
 }
 
@@ -357,6 +361,8 @@ struct VmForks {
     #[pin]
     _interrupt: File<()>,
     #[pin]
+    _handled: File<()>,
+    #[pin]
     _took: File<()>,
     #[pin]
     _at: File<()>,
@@ -406,6 +412,13 @@ impl kernel::InPlaceModule for VmForks {
                 (),
                 &|(): &(), f: &mut fmt::Formatter<'_>| writeln!(f, "{}", INTERRUPT.load(Relaxed)),
                 &|(): &(), reader: &mut UserSliceReader| interrupt(reader),
+            ),
+            _handled <- dir.read_callback_file(
+                c"handled",
+                (),
+                &|(): &(), f: &mut fmt::Formatter<'_>| {
+                    writeln!(f, "{}", HANDLED.load(Relaxed) - SENT.load(Relaxed))
+                },
             ),
             _took <- dir.read_callback_file(
                 c"took",

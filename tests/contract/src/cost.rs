@@ -5,7 +5,7 @@
 
 use crate::{
     NODE,
-    machine::{Masked, change, within_a_minute},
+    machine::{Masked, change, reseeded_by, within_a_minute},
     sys,
     wait::{Epoll, LONG, Said},
     warm,
@@ -32,6 +32,9 @@ use vmgenid::{Guard, GuardedRng, WithoutCounter};
 
 const CALLS: u32 = 20_000;
 
+/// How many changes of the counter are measured.
+const CHANGES: u32 = 20;
+
 const VMCLOCK: &str = "/dev/vmclock0";
 
 /// The debugfs folder of our test module.
@@ -43,11 +46,11 @@ pub enum What {
     Calls,
     /// The first probe: a driver is bound to the device
     Probe { driver: String },
-    /// From the notification to the reseed; the host has to change the counter
-    Notification {
-        #[arg(long, default_value_t = 20)]
-        rounds: u32,
-    },
+    /// From the notification to its end; the host has to change the counter
+    Notification,
+    /// The first read of a new counter, beside one forced reseed; the host has to change the
+    /// counter
+    Barrier,
     /// Many processes that map the page: the memory that this takes
     Mappings {
         #[arg(long)]
@@ -74,7 +77,8 @@ pub fn run(what: What) -> anyhow::Result<()> {
     match what {
         What::Calls => calls(),
         What::Probe { driver } => probe(&driver),
-        What::Notification { rounds } => notification(rounds),
+        What::Notification => notification(),
+        What::Barrier => barrier(),
         What::Mappings { count } => mappings(count),
         What::Waiters { count } => waiters(count),
         What::Timeline { out, barrier } => timeline(&out, barrier),
@@ -94,10 +98,6 @@ fn measure(mut call: impl FnMut()) -> f64 {
     times.into_iter().fold(f64::INFINITY, f64::min)
 }
 
-fn calls() -> anyhow::Result<()> {
-    let empty = measure(|| ());
-    let row = |what: &str, time: f64| println!("{what}: {:.1}", time - empty);
-    let open = |path| sys::open(path).with_context(|| format!("open {path}"));
 /// The same, of a call that does not reseed the kernel's generator. (A young kernel reseeds it by
 /// itself now and then.)
 fn measure_without_reseed(mut call: impl FnMut()) -> anyhow::Result<f64> {
@@ -111,6 +111,10 @@ fn measure_without_reseed(mut call: impl FnMut()) -> anyhow::Result<f64> {
     bail!("the kernel's generator was reseeded in each measurement")
 }
 
+fn calls() -> anyhow::Result<()> {
+    let empty = measure(|| ());
+    let row = |what: &str, time: f64| println!("{what}: {:.1}", time - empty);
+    let open = |path| sys::open(path).with_context(|| format!("open {path}"));
     let null = open("/dev/null")?;
 
     // What a library does before each use: compare, and branch away if it differs.
@@ -284,20 +288,64 @@ fn vmforks(name: &str) -> anyhow::Result<u64> {
     Ok(said.trim().parse()?)
 }
 
-fn notification(rounds: u32) -> anyhow::Result<()> {
+fn notification() -> anyhow::Result<()> {
     // That of the host is held back: ours is the one whose time is taken.
     let _masked = Masked::new()?;
-    let mut least = u64::MAX;
-    for _ in 0..rounds {
+    let [mut handled, mut notifiers] = [u64::MAX; 2];
+    for _ in 0..CHANGES {
         let before = vmforks("count")?;
         change()?;
-        fs::write(format!("{VMFORKS}/notify"), "1").context("notify")?;
-        // The notifiers are called from a work item.
+        reseeded_by("the notification", || {
+            fs::write(format!("{VMFORKS}/notify"), "1").context("notify")
+        })?;
+        // Our driver has the notifiers called from a work item, after the reseed.
         within_a_minute("the notifiers", || Ok(vmforks("count")? != before))?;
-        ensure!(vmforks("count")? == before + 1, "it was not reseeded once");
-        least = least.min(vmforks("took")?);
+        ensure!(
+            vmforks("count")? == before + 1,
+            "the notifiers were not called once"
+        );
+        handled = handled.min(vmforks("handled")?);
+        notifiers = notifiers.min(vmforks("took")?);
     }
-    println!("notification to reseed: {least}");
+    println!("notification until it is handled: {handled}");
+    println!("notification to the vmfork notifiers: {notifiers}");
+    Ok(())
+}
+
+/// Like a restore, except that the machine goes on: the notification is held back, so that the
+/// read finds the new ID.
+fn barrier() -> anyhow::Result<()> {
+    /// Of `linux/random.h`.
+    const RNDRESEEDCRNG: u32 = 0x5207;
+    let _masked = Masked::new()?;
+    let random = sys::open("/dev/random").context("open /dev/random")?;
+    let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
+    // How long a call takes, and how many reseeds there are in that time.
+    let timed = |call: &dyn Fn() -> rustix::io::Result<()>| -> anyhow::Result<_> {
+        let before = sys::reseeds()?;
+        let start = sys::now();
+        call()?;
+        let time = sys::now() - start;
+        Ok((time, sys::reseeds()? - before))
+    };
+    let [mut ioctl, mut read] = [(u64::MAX, 0); 2];
+    for _ in 0..CHANGES {
+        let forced = timed(&|| sys::ioctl(&random, RNDRESEEDCRNG, 0)).context("RNDRESEEDCRNG")?;
+        ensure!(forced.1 > 0, "RNDRESEEDCRNG did not reseed");
+        ioctl = ioctl.min(forced);
+        let value = change()?;
+        let barrier = timed(&|| sys::read(&file).map(|seen| assert!(seen == value)))?;
+        ensure!(barrier.1 > 0, "a read of {value} did not reseed");
+        read = read.min(barrier);
+    }
+    ensure!(ioctl.1 == 1, "{} reseeds in one", ioctl.1);
+    println!("forced reseed (RNDRESEEDCRNG): {}", ioctl.0);
+    println!("read of a new counter: {}", read.0);
+    println!("reseeds in that read: {}", read.1);
+    println!(
+        "that read, in forced reseeds: {:.2}",
+        read.0 as f64 / ioctl.0 as f64
+    );
     Ok(())
 }
 
@@ -316,6 +364,7 @@ fn timeline(out: &Path, barrier: bool) -> anyhow::Result<()> {
     let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
     let map = sys::Map::readonly(&file).context("mmap")?;
     let last = sys::read(&file).context("read")?;
+    let calls = vmforks("count")?;
     let part = out.with_extension("part");
     let mut to = fs::File::create(&part).with_context(|| format!("create {part:?}"))?;
 
@@ -335,27 +384,35 @@ fn timeline(out: &Path, barrier: bool) -> anyhow::Result<()> {
 
     // Before the last look that did not see it: the restore came after that.
     let [mut before, mut resumed] = [sys::now(); 2];
+    let mut reseeds = sys::reseeds()?;
     while map.load(0) == last {
         resumed = before;
         before = sys::now();
+        reseeds = sys::reseeds()?;
         spin_loop();
     }
     let seen = sys::now();
-    let read = if barrier {
+    if barrier {
         sys::read(&file).context("read")?;
-        Some(sys::now())
-    } else {
-        None
-    };
+    }
+    while sys::reseeds()? == reseeds {
+        spin_loop();
+    }
+    let reseeded = sys::now();
     let woken = waiter.join().expect("the waiter panicked")?;
 
     let mut line = |what: &str, time: u64| writeln!(to, "{what}: {}", time as i64 - resumed as i64);
     line("counter seen by mapping", seen)?;
-    if let Some(read) = read {
-        line("barrier done", read)?;
-    }
-    line("kernel reseeded", vmforks("at")?)?;
+    let what = if barrier {
+        "barrier done"
+    } else {
+        "kernel reseeded"
+    };
+    line(what, reseeded)?;
     line("poll woken", woken)?;
+    // They may be called later than the waiter is woken.
+    within_a_minute("the notifiers", || Ok(vmforks("count")? != calls))?;
+    line("vmfork notifiers called", vmforks("at")?)?;
     fs::rename(&part, out).context("rename")
 }
 

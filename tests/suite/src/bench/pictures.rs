@@ -33,7 +33,7 @@ const BARS: [(&str, &str); 7] = [
     ("getrandom of 16 bytes, vDSO", "getrandom, vDSO"),
     ("getrandom of 16 bytes, system call", "getrandom, call"),
     ("open, mmap, touch, munmap, close", "open ... close"),
-    ("notification to reseed", "notification"),
+    ("notification until it is handled", "notification"),
 ];
 
 pub fn draw(report: &Report, folder: &Path) -> Result<()> {
@@ -83,7 +83,7 @@ fn calls(report: &Report, root: &Root) -> Result<()> {
         .margin(12)
         .x_label_area_size(30)
         .y_label_area_size(60)
-        .build_cartesian_2d(0f64..BARS.len() as f64, (1f64..100_000f64).log_scale())
+        .build_cartesian_2d(0f64..BARS.len() as f64, (1f64..1_000_000f64).log_scale())
         .map_err(plot)?;
     chart
         .configure_mesh()
