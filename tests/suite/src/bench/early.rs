@@ -18,10 +18,6 @@ use vm::{
     qapi::qmp::{cont, human_monitor_command, qom_set, stop},
 };
 
-/// How many restores there are of each process in each guest. Each is compared with the
-/// one before it.
-const RESTORES: u32 = 101;
-
 /// The counter that the guests begin with.
 const FIRST: u32 = 42;
 
@@ -126,7 +122,8 @@ impl Guest {
         self.vm.qmp(&cont {}).map(drop)
     }
 
-    fn measure(&mut self, process: &'static str) -> Result<Cell> {
+    /// Compares each restore with the one before it.
+    fn measure(&mut self, process: &'static str, restores: u32) -> Result<Cell> {
         let (program, draws) = match process {
             SPINNER => ("contract draws --out /tmp/draws --count", 16_000),
             BLIND => ("contract draws --blind --out /tmp/draws --count", 16_000),
@@ -150,7 +147,7 @@ impl Guest {
 
         let (mut pairs, mut alike, mut aborted) = (0, Vec::new(), 0);
         let mut last: Option<Draws> = None;
-        for _ in 0..RESTORES {
+        for _ in 0..restores {
             self.restore(snapshot)?;
             let drawn = Draws::of_file(&self.vm, "/tmp/draws", "/tmp/said")?;
             aborted += u32::from(said(&self.vm)?.contains("aborted"));
@@ -183,7 +180,8 @@ fn in_common(one: &Draws, other: &Draws) -> (u32, f64) {
     })
 }
 
-pub fn measure(context: &Context) -> Result<Vec<Cell>> {
+/// With so many restores of each process in each guest.
+pub fn measure(context: &Context, restores: u32) -> Result<Vec<Cell>> {
     let mut guests = Vec::new();
     for machine in [(Machine::Pc, "pc"), (Machine::Q35, "q35")] {
         for cpus in [1, 2, 4] {
@@ -213,7 +211,7 @@ pub fn measure(context: &Context) -> Result<Vec<Cell>> {
                 continue;
             }
             let cell = guest
-                .measure(process)
+                .measure(process, restores)
                 .with_context(|| format!("{machine}, {cpus} CPUs, {driver}: {process}"))?;
             eprintln!(
                 "{machine}, {cpus} CPUs, {driver}: {process}: {}",

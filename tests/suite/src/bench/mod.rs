@@ -37,13 +37,24 @@ struct Cli {
     /// The folder for the results
     #[arg(long)]
     out: PathBuf,
-    /// Measure nothing, but make the table and the pictures of the results in there
+    /// Which driver that is, for the results
     #[arg(long)]
+    driver: String,
+    /// Measure nothing, but make the table and the pictures of the results in there
+    #[arg(long, group = "parts")]
     again: bool,
-    /// Do not measure how early the reseed comes, which takes most of the time, but keep
-    /// that of the results in there
-    #[arg(long, conflicts_with = "again")]
+    /// Measure only what a guest's instructions are counted for, and sizes: the first table
+    #[arg(long, group = "parts")]
+    only_calls: bool,
+    /// Measure only how early the reseed comes, which takes most of the time
+    #[arg(long, group = "parts")]
+    only_early: bool,
+    /// Do not measure how early the reseed comes
+    #[arg(long, group = "parts")]
     keep_early: bool,
+    /// How many restores of each process in each guest show how early the reseed comes
+    #[arg(long, value_name = "N", default_value_t = 101, value_parser = clap::value_parser!(u32).range(2..))]
+    restores: u32,
 }
 
 /// How many clones a timeline is the median of.
@@ -100,16 +111,29 @@ fn built_in_tree(context: &Context, path: &str) -> Result<PathBuf> {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let run = || -> Result<()> {
+        let keeps = cli.again || cli.only_calls || cli.only_early || cli.keep_early;
+        let mut report = match keeps {
+            true => Report::load(&cli.out)?,
+            false => Report::default(),
+        };
         if cli.again {
-            return Report::load(&cli.out)?.write(&cli.out);
+            return report.write(&cli.out);
         }
         vm::interrupt::catch()?;
         let context = Context::new()?;
-        let early = match cli.keep_early {
-            true => Some(Report::load(&cli.out)?.early),
-            false => None,
-        };
-        let report = measure(&context, early)?;
+        if !cli.only_early {
+            calls(&context, &mut report)?;
+            report.measured(report::CALLS, &cli.driver);
+        }
+        if !cli.only_early && !cli.only_calls {
+            observe(&context, &mut report)?;
+            report.measured(report::OBSERVED, &cli.driver);
+        }
+        if !cli.keep_early && !cli.only_calls {
+            eprintln!("the reseed, by how early it comes");
+            report.early = early::measure(&context, cli.restores)?;
+            report.measured(report::EARLY, &cli.driver);
+        }
         context.reports.judge(Ok(()))?;
         report.write(&cli.out)
     };
@@ -122,8 +146,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn measure(context: &Context, early: Option<Vec<early::Cell>>) -> Result<Report> {
-    let mut report = Report::default();
+/// What is the same on every host.
+fn calls(context: &Context, report: &mut Report) -> Result<()> {
+    report.figures.clear();
     for driver in Driver::ALL {
         eprintln!("measuring: {}", driver.title());
         let title = driver.title();
@@ -139,18 +164,18 @@ fn measure(context: &Context, early: Option<Vec<early::Cell>>) -> Result<Report>
         report.add_all(title, &notification(context, driver)?)?;
     }
     eprintln!("measuring: vmclock");
-    report.add_all("vmclock", &vmclock(context)?)?;
+    report.add_all("vmclock", &vmclock(context)?)
+}
 
+/// What is as it was observed, and what many cost.
+fn observe(context: &Context, report: &mut Report) -> Result<()> {
+    report.timelines.clear();
+    report.draws.clear();
     for barrier in [false, true] {
         eprintln!("a restore, {} the barrier", with_or_without(barrier));
         report.timelines.push(timeline(context, barrier)?);
     }
     report.growth = growth::measure(context)?;
-    eprintln!("the reseed, by how early it comes");
-    report.early = match early {
-        Some(early) => early,
-        None => early::measure(context)?,
-    };
 
     eprintln!("what clones draw");
     let mut vm = context.boot(without_early_look())?;
@@ -165,7 +190,7 @@ fn measure(context: &Context, early: Option<Vec<early::Cell>>) -> Result<Report>
         );
         report.draws.push(report::Draws::new(barrier, &draws));
     }
-    Ok(report)
+    Ok(())
 }
 
 /// What the barrier is for is seen better so.

@@ -81,14 +81,22 @@ pub struct Report {
     #[serde(rename = "SPDX-License-Identifier")]
     licence: String,
     /// Guest instructions, unless the row says bytes: row, column, figure.
-    figures: Figures,
+    pub figures: Figures,
     pub timelines: Vec<Timeline>,
     pub growth: Vec<Growth>,
     /// As observed, in this run: not for comparison.
     pub draws: Vec<Draws>,
     #[serde(default)]
     pub early: Vec<early::Cell>,
+    /// Which driver each part is of.
+    #[serde(default)]
+    drivers: BTreeMap<String, String>,
 }
+
+/// The parts that are measured one by one.
+pub const CALLS: &str = "The first table, calls.svg";
+pub const OBSERVED: &str = "A restore, what many cost, restore.svg, draws.svg";
+pub const EARLY: &str = "What two clones draw alike, early.svg";
 
 /// What happened when after a restore, in microseconds, as observed.
 #[derive(Serialize, Deserialize)]
@@ -150,6 +158,11 @@ impl Report {
         let column = if own { KERNEL } else { column };
         let columns = self.figures.entry(row.into()).or_default();
         columns.entry(column.into()).or_insert(value);
+    }
+
+    /// A part was measured with this driver.
+    pub fn measured(&mut self, part: &str, driver: &str) {
+        self.drivers.insert(part.into(), driver.into());
     }
 
     /// What a guest's program prints.
@@ -246,6 +259,13 @@ impl Report {
             line(text, cells);
             line(text, [vec!["---".into()], rule].concat());
         };
+        text += "Each part is of the driver as it was last changed by this commit:\n\n";
+        for part in [CALLS, OBSERVED, EARLY] {
+            let driver = self.drivers.get(part);
+            let driver = driver.map_or("an earlier one", String::as_str);
+            let _ = writeln!(text, "- {part}: {driver}.");
+        }
+        text.push('\n');
         header(
             &mut text,
             ["guest instructions"]
@@ -319,7 +339,14 @@ impl Report {
         *text += "What two clones of a machine draw alike after a restore, and until when, in \
             milliseconds since the process goes on (as observed, TCG): median, 99th percentile, \
             worst. \"To the end\": pairs that drew all alike as long as they were looked at, \
-            so that the time is the least that it was.\n\n";
+            so that the time is the least that it was.";
+        // Each was compared with the one before it.
+        let restores = self.early.iter().map(|cell| cell.pairs + 1).max();
+        let _ = writeln!(
+            text,
+            " Each process was restored {} times in each machine.\n",
+            restores.unwrap_or_default()
+        );
         let _ = writeln!(
             text,
             "| process | driver | machine, CPUs | pairs with any | to the end | draws alike | until, ms | ended itself |\n\
