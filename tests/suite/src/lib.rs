@@ -137,6 +137,12 @@ pub fn main() -> ExitCode {
 fn suite(mut args: Arguments) -> Result<ExitCode> {
     // Ctrl-C ends each test with an error, and its guests with it.
     vm::interrupt::catch()?;
+    if !args.list {
+        let left = vm::Vm::delete_abandoned(&vm::Host::from_env()?)?;
+        if left > 0 {
+            eprintln!("suite: ended {left} machines of a run that was killed");
+        }
+    }
     // Some tests spend their time waiting.
     args.test_threads = args.test_threads.or(Some(3));
     let tables: [&[Test]; 25] = [

@@ -30,6 +30,9 @@ use anyhow::anyhow;
 use anyhow::bail;
 use anyhow::ensure;
 use qapi::qmp;
+use rustix::io::Errno;
+use rustix::process::Pid;
+use rustix::process::test_kill_process;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -99,6 +102,25 @@ impl Vm {
             summary => Some(summary),
         })
         .collect()
+    }
+
+    /// Deletes the VMs of processes that are gone: of a suite, or a `vm run`, that was killed. Returns
+    /// how many there were.
+    pub fn delete_abandoned(host: &Host) -> Result<usize> {
+        let mut count = 0;
+        for vm in Self::list(host)? {
+            // See Draft::publish.
+            let rest = vm.name.strip_prefix("run-").unwrap_or_default();
+            let number = rest.split('-').next().and_then(|pid| pid.parse().ok());
+            let Some(pid) = number.and_then(Pid::from_raw) else {
+                continue;
+            };
+            if test_kill_process(pid) == Err(Errno::SRCH) {
+                Self::open(host, &vm.name)?.delete()?;
+                count += 1;
+            }
+        }
+        Ok(count)
     }
 
     fn create(host: &Host, name: Option<&Name>, options: Options) -> Result<Self> {
