@@ -67,7 +67,9 @@ test-debug:
 	@VMGENID_KERNEL=kcsan scripts/test
 	@VMGENID_KERNEL=debug-builtin scripts/test
 
-distclean: clean
+# kbuild's own clean needs the kernel's build folder, which a machine may lack.
+distclean:
+	+@test ! -e $(KDIR)/Makefile || $(MAKE) --no-print-directory clean
 	rm -rf out
 
 # The packages, and what they do in a whole Debian guest.

@@ -58,7 +58,7 @@ static void check(int ok, const char *what)
 	exit(1);
 }
 
-/* The least of five measurements of one call, in nanoseconds. Inlined, so that the call is, too. */
+/* Returns the shortest of five measurements of one call, in nanoseconds. Inlined with the call. */
 __attribute__((always_inline))
 static inline double measure(long (*call)(void))
 {

@@ -132,7 +132,7 @@ pub fn folder(test: &str) -> Option<PathBuf> {
     Some(results::out()?.join("failed").join(test.replace("::", ".")))
 }
 
-/// A panic is an error, too.
+/// Runs `body`. Turns a panic into an error.
 pub fn caught(body: impl FnOnce() -> Result<()>) -> Result<()> {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);

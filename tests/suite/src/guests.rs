@@ -101,7 +101,7 @@ fn beside_vmgenctr_the_other_module_is_refused(context: &Context) -> Result<()> 
     })?;
     let load = vm.exec(["sh", "-c", "dmesg -c >/dev/null; insmod /other.ko"])?;
     ensure!(!load.status.success(), "vmgenid.ko was loaded");
-    // The rest of the kernel may have something to say, too.
+    // Other parts of the kernel may print lines at the same time.
     let said = vm.shell("dmesg | sed 's/^[^]]*] //' | grep ^vmgen | uniq")?;
     ensure!(
         said.trim() == "vmgenid: Unknown symbol add_vmfork_randomness (err -2)",

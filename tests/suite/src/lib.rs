@@ -91,7 +91,7 @@ const NOT_BUILTIN: [&str; 9] = [
     "firmware::addr_",
     "firmware::all_",
     "firmware::objects_that_change_",
-    // They count reseeds; the kernel's own driver makes some, too.
+    // They count reseeds, and the kernel's own driver also reseeds.
     "firmware::a_notification_from_the_table_reseeds",
     "firmware::a_storm_of_10000_notifications_",
     // `vmgenctr` does not load where there is no device.
@@ -138,9 +138,11 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
     // Ctrl-C ends each test with an error, and its guests with it.
     vm::interrupt::catch()?;
     if !args.list {
-        let left = vm::Vm::delete_abandoned(&vm::Host::from_env()?)?;
-        if left > 0 {
-            eprintln!("suite: ended {left} machines of a run that was killed");
+        match vm::Vm::delete_abandoned(&vm::Host::from_env()?) {
+            Ok(0) => {}
+            Ok(left) => eprintln!("suite: ended {left} machines of a run that was killed"),
+            // Another run may be deleting the same machines.
+            Err(err) => eprintln!("suite: cannot end the machines of a killed run: {err:#}"),
         }
     }
     // Some tests spend their time waiting.
@@ -252,7 +254,7 @@ fn is_ignored(name: &str) -> bool {
         }
 }
 
-/// A test with guests of its own. What their kernels reported counts, too.
+/// A test with guests of its own. A report of their kernels fails the test.
 fn trial(
     name: &str,
     minutes: u32,

@@ -62,7 +62,7 @@ impl<G: Guest> Shared<G> {
         }
     }
 
-    /// A test in the guest. What the guest's kernel reported meanwhile counts, too.
+    /// A test in the guest. A report of the guest's kernel during the test fails the test.
     pub fn trial(
         &self,
         name: String,
