@@ -144,6 +144,12 @@ static inline uint64_t vmgenid_get(const struct vmgenid *v)
 	return vmgenid_from_le(*v->word);
 }
 
+/* Whether the page is VMClock's, that of /dev/vmclock0 or that of /dev/vmgenid. */
+static inline int vmgenid_maps_vmclock(const struct vmgenid *v)
+{
+	return (const volatile unsigned char *)v->word != v->page;
+}
+
 /* Milliseconds, of the monotonic clock. */
 static inline int64_t vmgenid_now(void)
 {
@@ -184,8 +190,7 @@ static inline int vmgenid_vmclock(const struct vmgenid *v, uint64_t *generation)
  * -ENODEV: the device was unbound; there is no barrier.
  * -EAGAIN: the caller opened the file with O_NONBLOCK, and this would have to
  *  wait (VMGENID_SOURCE_VMGENID). poll() tells when to call this again.
- * -EBUSY: the hypervisor does not end changing the counter
- *  (VMGENID_SOURCE_VMCLOCK).
+ * -EBUSY: the hypervisor does not end changing VMClock's page.
  * -EIO: the file does not behave like any of the devices.
  */
 static inline int vmgenid_barrier(const struct vmgenid *v, uint64_t *generation)
@@ -193,6 +198,7 @@ static inline int vmgenid_barrier(const struct vmgenid *v, uint64_t *generation)
 	struct pollfd asked;
 	uint32_t number;
 	ssize_t len;
+	int err;
 
 	switch (v->source) {
 	case VMGENID_SOURCE_VMCLOCK:
@@ -212,13 +218,21 @@ static inline int vmgenid_barrier(const struct vmgenid *v, uint64_t *generation)
 		len = write(v->fd, &number, sizeof(number));
 		break;
 	default:
-		do {
-			len = read(v->fd, &number, sizeof(number));
-		} while (len < 0 && errno == EINTR);
-		if (len < 0)
-			return -errno;
-		if (len != (ssize_t)sizeof(number))
-			return -EIO;
+		for (;;) {
+			do {
+				len = read(v->fd, &number, sizeof(number));
+			} while (len < 0 && errno == EINTR);
+			if (len < 0)
+				return -errno;
+			if (len != (ssize_t)sizeof(number))
+				return -EIO;
+			if (!vmgenid_maps_vmclock(v))
+				break;
+			/* The page has all 64 bits, maybe of a later generation. */
+			err = vmgenid_vmclock(v, generation);
+			if (err || (uint32_t)*generation == number)
+				return err;
+		}
 	}
 	*generation = number;
 	return 0;
@@ -252,7 +266,7 @@ static inline int vmgenid_open_fd(struct vmgenid *v, enum vmgenid_source source,
 	size_t odd = source == VMGENID_SOURCE_VMGENID ? 5 : 3;
 	ssize_t len;
 	void *page;
-	int err;
+	int err, vmclock = source == VMGENID_SOURCE_VMCLOCK;
 
 	memset(v, 0, sizeof(*v));
 	v->fd = -1;
@@ -270,13 +284,19 @@ static inline int vmgenid_open_fd(struct vmgenid *v, enum vmgenid_source source,
 			return len < 0 && errno == ENODEV ? -ENODEV : -EINVAL;
 	}
 	page = mmap(NULL, VMGENID_SIZE, PROT_READ, MAP_SHARED, fd, 0);
+	if (page == MAP_FAILED && errno == ENODEV && source == VMGENID_SOURCE_VMGENID) {
+		/* The counter is VMClock's, and so is the page, which is the second one. */
+		vmclock = 1;
+		page = mmap(NULL, VMGENID_SIZE, PROT_READ, MAP_SHARED, fd,
+			    (off_t)sysconf(_SC_PAGESIZE));
+	}
 	if (page == MAP_FAILED)
 		return -errno;
 	v->page = (const volatile unsigned char *)page;
 	v->source = source;
 	v->word = (const volatile uint64_t *)page;
 	err = 0;
-	if (source == VMGENID_SOURCE_VMCLOCK) {
+	if (vmclock) {
 		v->word += 104 / sizeof(*v->word);
 		/* "VCLK", its size, VMCLOCK_FLAG_VM_GEN_COUNTER_PRESENT. */
 		if (vmgenid_u32(v, 0) != 0x4b4c4356 || vmgenid_u32(v, 4) < 112 ||
@@ -338,7 +358,7 @@ static inline int vmgenid_open_path(struct vmgenid *v, enum vmgenid_source sourc
  *
  * -ENOENT: there is none.
  * Any other: there is one, and it cannot be used. This does not fall back to a
- * source with fewer guarantees.
+ * source with fewer guarantees, except from a vmclock that the caller may not open.
  */
 static inline int vmgenid_open(struct vmgenid *v)
 {
@@ -347,7 +367,7 @@ static inline int vmgenid_open(struct vmgenid *v)
 		VMGENID_SOURCE_VMGENID, VMGENID_SOURCE_VMCLOCK, VMGENID_SOURCE_SYSGENID
 	};
 	size_t i;
-	int err, opened;
+	int err, opened, missing = -ENOENT;
 
 	for (i = 0; i < sizeof(paths) / sizeof(*paths); i++) {
 		err = vmgenid_open_node(v, sources[i], paths[i], &opened);
@@ -356,9 +376,15 @@ static inline int vmgenid_open(struct vmgenid *v)
 		/* Most vmclocks have no counter. */
 		if (err == -EINVAL && sources[i] == VMGENID_SOURCE_VMCLOCK)
 			continue;
+		/* Linux gives it to root only. */
+		if (!opened && sources[i] == VMGENID_SOURCE_VMCLOCK &&
+		    (err == -EACCES || err == -EPERM)) {
+			missing = err;
+			continue;
+		}
 		return err;
 	}
-	return -ENOENT;
+	return missing;
 }
 
 /*

@@ -9,9 +9,11 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{FileType, Mode, OFlags, fstat, major, open},
     io::{Errno, pread, read, retry_on_intr, write},
+    param::page_size,
 };
 use std::{
     fmt,
+    io::ErrorKind,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::Arc,
@@ -23,7 +25,7 @@ use std::{
 /// Compare it for being the same, and for nothing else: it can grow, wrap, and go down. Another one
 /// means that the machine was restored from a snapshot.
 ///
-/// It is 32 bits wide, except that of [`Source::Vmclock`], which has 64.
+/// It is 32 bits wide, or 64 where it comes from VMClock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Generation(u64);
 
@@ -85,6 +87,8 @@ pub struct Counter {
     fd: OwnedFd,
     page: Arc<Page>,
     word: Word,
+    /// Whether the page is VMClock's.
+    vmclock: bool,
 }
 
 /// The major number of the three devices: `MISC_MAJOR` of `include/uapi/linux/major.h`.
@@ -97,16 +101,23 @@ impl Counter {
     /// # Errors
     ///
     /// - [`Error::NoCounter`]: there is none.
-    /// - [`Error::Open`]: there is one, and it cannot be opened. A worse one is not taken instead.
+    /// - [`Error::Open`]: there is one, and it cannot be opened. A worse one is not taken instead,
+    ///   except of a VMClock that the caller may not open: Linux gives it to root only.
     /// - [`Error::NotTheDevice`]: something else has its name.
     pub fn open() -> Result<Self, Error> {
         Self::open_first(&Source::ALL.map(|source| (source, Path::new(source.path()))))
     }
 
     pub(crate) fn open_first(sources: &[(Source, &Path)]) -> Result<Self, Error> {
+        let mut missing = Error::NoCounter;
         for (source, path) in sources {
             match Self::open_path(*source, path) {
                 Err(Error::Open { error, .. }) if is_missing(&error) => {}
+                Err(refused @ Error::Open { .. })
+                    if *source == Source::Vmclock && is_refused(&refused) =>
+                {
+                    missing = refused;
+                }
                 // Most vmclocks have none.
                 Err(Error::NotTheDevice {
                     source: Source::Vmclock,
@@ -115,7 +126,7 @@ impl Counter {
                 result => return result,
             }
         }
-        Err(Error::NoCounter)
+        Err(missing)
     }
 
     /// Opens a device node that is elsewhere.
@@ -175,7 +186,7 @@ impl Counter {
         let counter = Self::map(source, fd)?;
         counter.barrier()?;
         // The rest of the page is zeros, or else it would never be what the barrier returns.
-        if source != Source::Vmclock && counter.get().number() >> 32 != 0 {
+        if !counter.vmclock && counter.get().number() >> 32 != 0 {
             return not_the_device("its page has more than a counter");
         }
         Ok(counter)
@@ -183,7 +194,13 @@ impl Counter {
 
     /// Maps whatever this is.
     pub(crate) fn map(source: Source, fd: OwnedFd) -> Result<Self, Error> {
-        let page = Page::map(Some(fd.as_fd())).map_err(|errno| match (source, errno) {
+        let map = |offset| Page::map(Some(fd.as_fd()), offset);
+        let (page, vmclock) = match (source, map(0)) {
+            // The counter is VMClock's, and so is the page, which is the second one.
+            (Source::Vmgenid, Err(Errno::NODEV)) => (map(page_size()), true),
+            (_, page) => (page, source == Source::Vmclock),
+        };
+        let page = page.map_err(|errno| match (source, errno) {
             (Source::Vmgenid, Errno::NODEV) => Error::Gone,
             (_, Errno::NODEV) => Error::NotTheDevice {
                 source,
@@ -191,17 +208,19 @@ impl Counter {
             },
             _ => Error::system("mmap")(errno),
         })?;
-        if source == Source::Vmclock {
+        if vmclock {
             if let Some(why) = vmclock::missing(&page) {
                 return Err(Error::NotTheDevice { source, why });
             }
         }
-        let word = Word::new(page.clone(), source.offset());
+        // A u32, and zeros after it: as a u64 it is the same number. VMClock has a u64.
+        let word = Word::new(page.clone(), if vmclock { vmclock::COUNTER } else { 0 });
         Ok(Self {
             source,
             fd,
             page,
             word,
+            vmclock,
         })
     }
 
@@ -239,6 +258,13 @@ impl Counter {
     /// - [`Error::Busy`]: of [`Source::Vmclock`] only.
     pub fn barrier(&self) -> Result<Generation, Error> {
         let number = match self.source {
+            // A read returns 32 bits. The page has all 64, maybe of a later generation.
+            Source::Vmgenid if self.vmclock => loop {
+                let (read, number) = (self.read()?, vmclock::load(&self.page)?);
+                if number as u32 == read {
+                    break number;
+                }
+            },
             Source::Vmgenid => u64::from(self.read()?),
             Source::Vmclock => vmclock::load(&self.page)?,
             Source::Sysgenid => {
@@ -366,6 +392,11 @@ fn is_missing(error: &std::io::Error) -> bool {
         .map(Errno::raw_os_error)
         .map(Some)
         .contains(&error.raw_os_error())
+}
+
+/// Whether the caller may not open the device.
+fn is_refused(error: &Error) -> bool {
+    matches!(error, Error::Open { error, .. } if error.kind() == ErrorKind::PermissionDenied)
 }
 
 enum Polled {

@@ -92,7 +92,7 @@ impl Guard {
     }
 
     fn without(cache: bool) -> Result<Self, Error> {
-        let page = Page::map(None).map_err(Error::system("mmap"))?;
+        let page = Page::map(None, 0).map_err(Error::system("mmap"))?;
         Ok(Self {
             word: Word::new(page, 0),
             counter: None,

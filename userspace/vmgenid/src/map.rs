@@ -38,13 +38,13 @@ pub struct Page {
 }
 
 impl Page {
-    /// Maps the first page of a file, which must not become shorter later: a device's does not. Without
-    /// a file, it is zeros.
+    /// Maps the page of a file at `offset`, a multiple of [`page_size`]. The file must not become
+    /// shorter later: a device's does not. Without a file, the page is zeros.
     ///
     /// # Errors
     ///
     /// `EINVAL`: the kernel is older than 4.14, and cannot wipe. Else those of `mmap(2)`.
-    pub fn map(fd: Option<BorrowedFd<'_>>) -> Result<Arc<Self>> {
+    pub fn map(fd: Option<BorrowedFd<'_>>, offset: usize) -> Result<Arc<Self>> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let len = 2 * page_size();
         // SAFETY: A new mapping, at an address of the kernel's choice.
@@ -60,7 +60,9 @@ impl Page {
         if let Some(fd) = fd {
             let flags = MapFlags::SHARED | MapFlags::FIXED;
             // SAFETY: What it replaces is ours, and nobody has looked at it.
-            if let Err(err) = unsafe { mmap(second, SIZE, ProtFlags::READ, flags, fd, 0) } {
+            if let Err(err) =
+                unsafe { mmap(second, SIZE, ProtFlags::READ, flags, fd, offset as u64) }
+            {
                 // What was there is gone: the second page may be somebody else's by now.
                 mem::forget(page);
                 // SAFETY: The first one is still ours, and nobody has looked at it.

@@ -16,7 +16,8 @@ use std::fmt;
 #[non_exhaustive]
 pub enum Source {
     /// `/dev/vmgenid`, of the driver that this crate belongs to: the generation counter of the
-    /// hypervisor, and a barrier.
+    /// hypervisor, and a barrier. The page is that of the generation ID's device, or VMClock's; the
+    /// crate finds out which.
     Vmgenid,
 
     /// `/dev/vmclock0`, of Linux's `ptp_vmclock`, where the hypervisor says that its page has a VM
@@ -68,15 +69,6 @@ impl Source {
         match self {
             Self::Vmgenid | Self::Vmclock => true,
             Self::Sysgenid => false,
-        }
-    }
-
-    /// Where in its page the counter is, in bytes.
-    pub(crate) const fn offset(self) -> usize {
-        match self {
-            // A u32, and zeros after it: as a u64 it is the same number.
-            Self::Vmgenid | Self::Sysgenid => 0,
-            Self::Vmclock => crate::vmclock::COUNTER,
         }
     }
 }
