@@ -75,8 +75,8 @@ impl VmGenCtr {
 
         // A missing or malformed counter does not fail the probe: the driver still reseeds.
         Ok(Self {
-            _node: probe::counter_page(dev, firmware)
-                .and_then(|page| probe::counter_node(dev, &generation, page)),
+            _node: probe::counter(dev, firmware, module_parameters::vmclock.value())
+                .and_then(|counter| probe::counter_node(dev, &generation, counter)),
             _sysgenid: probe::sysgenid_node(dev, &generation),
         })
     }
@@ -84,9 +84,12 @@ impl VmGenCtr {
 
 /// Registers a platform device for each ACPI device that has one of these IDs.
 fn devices() -> Result<KVec<OwnedDevice>> {
-    let mut devices = KVec::new();
-    for device in acpi::Device::with_ids(&IDS)? {
-        devices.push(OwnedDevice::new(NAME, device)?, GFP_KERNEL)?;
+    let mut devices = KVec::<OwnedDevice>::new();
+    for device in IDS.into_iter().flat_map(acpi::Device::with_id) {
+        // A device can have both IDs.
+        if !devices.iter().any(|known| known.is_of(&device)) {
+            devices.push(OwnedDevice::new(NAME, device)?, GFP_KERNEL)?;
+        }
     }
 
     if devices.is_empty() {
@@ -128,6 +131,10 @@ module! {
         sysgenid: bool {
             default: false,
             description: "Make /dev/sysgenid, which counts reseeds (default: no)",
+        },
+        vmclock: bool {
+            default: false,
+            description: "Take the counter of VMClock even if there is CTRA (default: no)",
         },
         early_look: bool {
             default: true,

@@ -4,7 +4,8 @@
 //!
 //! Hypervisors change the generation ID when they restore a virtual machine from a snapshot or
 //! clone it. Then this driver reseeds the kernel's random number generator. Some hypervisors change
-//! a generation counter along with the ID: userspace reads or maps it through `/dev/vmgenid`.
+//! a generation counter along with the ID, in a page of the same device (`CTRA`) or in VMClock's:
+//! userspace reads or maps it through `/dev/vmgenid`.
 //!
 //! `vmgenctr` is the module for kernels whose own driver is built in.
 //!
@@ -48,6 +49,9 @@ kernel::acpi_device_table!(
     ]
 );
 
+/// The IDs in `ACPI_TABLE`.
+const IDS: [&CStr; 2] = [c"VMGENCTR", c"VM_GEN_COUNTER"];
+
 /// A bound device. An unbind removes the nodes first. Then devres removes the handlers of the
 /// interrupt, of power transitions and of the notification. The [`Registry`] keeps the data that
 /// open files and mappings use.
@@ -79,8 +83,8 @@ impl VmGenId {
 
         // A missing or malformed counter does not fail the probe: the driver still reseeds.
         Ok(Self {
-            _node: probe::counter_page(dev, firmware)
-                .and_then(|page| probe::counter_node(dev, &generation, page)),
+            _node: probe::counter(dev, firmware, module_parameters::vmclock.value())
+                .and_then(|counter| probe::counter_node(dev, &generation, counter)),
             _sysgenid: probe::sysgenid_node(dev, &generation),
         })
     }
@@ -99,6 +103,7 @@ impl kernel::InPlaceModule for VmGenIdModule {
         try_pin_init!(Self {
             _registry: Registry::new()?,
             _driver <- kernel::driver::Registration::new(NAME, module),
+            _: { probe::tell_unused_vmclock(IDS) },
         })
     }
 }
@@ -116,6 +121,10 @@ module! {
         sysgenid: bool {
             default: false,
             description: "Make /dev/sysgenid, which counts reseeds (default: no)",
+        },
+        vmclock: bool {
+            default: false,
+            description: "Take the counter of VMClock even if there is CTRA (default: no)",
         },
         early_look: bool {
             default: true,

@@ -17,16 +17,50 @@ use kernel::{
     sync::atomic::{
         Atomic,
         Relaxed, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
     }, //
 };
 
 /// The size of the counter, in bytes: the only size that can be read.
 pub(crate) const SIZE: usize = size_of::<u32>();
 
-/// A generation counter: a little-endian u32 at the start of a page of its own.
+/// Where the counter is in its page.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Layout {
+    /// That of `CTRA`: a little-endian u32 at the start, then zeros.
+    Word,
+
+    /// `struct vmclock_abi` of `include/uapi/linux/vmclock-abi.h`, which has a le64. The driver
+    /// takes its low half.
+    VmClock,
+}
+
+/// The u32 of `struct vmclock_abi` that the driver loads: the offset in bytes, divided by 4.
+mod vmclock {
+    pub(super) const MAGIC: usize = 0;
+    pub(super) const SIZE: usize = 1;
+    /// The version is the low half of this word.
+    pub(super) const VERSION: usize = 2;
+    pub(super) const SEQ_COUNT: usize = 3;
+    pub(super) const FLAGS: usize = 6;
+    pub(super) const COUNTER: usize = 26;
+    /// The number of words.
+    pub(super) const LEN: usize = 28;
+}
+
+/// How many words of the page the driver maps: a power of 2.
+const WORDS: usize = vmclock::LEN.next_power_of_two();
+
+/// A generation counter, in a page that the hypervisor writes to.
 pub(crate) struct Counter {
     page: ReservedPage,
-    memory: Mapping<u32, 1>,
+    layout: Layout,
+    memory: Mapping<u32, WORDS>,
+    /// The word that is the counter.
+    index: usize,
 }
 
 impl Counter {
@@ -34,12 +68,39 @@ impl Counter {
     ///
     /// # Errors
     ///
-    /// `ENOMEM`: There is no memory, or no room for the mapping.
-    pub(crate) fn new(page: ReservedPage) -> Result<Self> {
-        Ok(Self {
-            memory: Mapping::new(page.range())?,
+    /// A phrase that completes "CTRA ..." in the log.
+    pub(crate) fn new(page: ReservedPage, layout: Layout) -> Result<Self, &'static str> {
+        let counter = Self {
+            memory: Mapping::new(page.range()).map_err(|_| "cannot be mapped: out of memory")?,
+            index: match layout {
+                Layout::Word => 0,
+                Layout::VmClock => vmclock::COUNTER,
+            },
+            layout,
             page,
-        })
+        };
+        if layout == Layout::VmClock {
+            counter.check_vmclock()?;
+        }
+        Ok(counter)
+    }
+
+    fn check_vmclock(&self) -> Result<(), &'static str> {
+        let word = |index| self.word(index);
+
+        if word(vmclock::MAGIC) != u32::from_le_bytes(*b"VCLK") {
+            Err("does not begin with its magic number")
+        } else if (word(vmclock::SIZE) as usize) < 4 * vmclock::LEN {
+            Err("is too short for a generation counter")
+        } else if word(vmclock::VERSION) & 0xffff != 1 {
+            Err("has another version than 1")
+        } else if word(vmclock::FLAGS) & 1 << 8 == 0 {
+            Err("has no generation counter")
+        } else if self.load(true).is_err() {
+            Err("has been changing for 100 ms")
+        } else {
+            Ok(())
+        }
     }
 
     /// Returns the page.
@@ -47,16 +108,73 @@ impl Counter {
         &self.page
     }
 
-    /// Returns the counter, without a barrier.
-    #[inline(always)]
-    pub(crate) fn load(&self) -> u32 {
-        u32::from_le(read_once(&self.memory[0]))
+    /// Returns the layout of the page.
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout
     }
 
-    /// Loads the counter, then calls `rule`. Returns the loaded counter and the result of `rule`.
     #[inline(always)]
-    pub(crate) fn read<T>(&self, rule: impl FnOnce() -> T) -> (u32, T) {
-        counter_first(|| self.load(), rule)
+    fn word(&self, index: usize) -> u32 {
+        u32::from_le(read_once(&self.memory[index % WORDS]))
+    }
+
+    /// Returns the counter, without a barrier. Returns `None` while the hypervisor changes VMClock's
+    /// page.
+    fn try_load(&self) -> Option<u32> {
+        if self.layout == Layout::Word {
+            return Some(self.word(self.index));
+        }
+
+        let seq_count = self.word(vmclock::SEQ_COUNT);
+        read_barrier();
+        let value = self.word(self.index);
+        read_barrier();
+        (seq_count % 2 == 0 && self.word(vmclock::SEQ_COUNT) == seq_count).then_some(value)
+    }
+
+    /// Returns the counter, without a barrier. Sleeps while the hypervisor changes VMClock's page.
+    ///
+    /// # Errors
+    ///
+    /// - `EAGAIN`: It was changing for 2 ms, and `may_wait` is `false`.
+    /// - `EIO`: It was changing for 100 ms.
+    pub(crate) fn load(&self, may_wait: bool) -> Result<u32> {
+        let mut steps = if may_wait { 2000 } else { 40 };
+        loop {
+            if let Some(value) = self.try_load() {
+                return Ok(value);
+            }
+            if steps == 0 {
+                return Err(if may_wait { EIO } else { EAGAIN });
+            }
+            steps -= 1;
+            fsleep(Delta::from_micros(50));
+        }
+    }
+
+    /// Loads the counter, then applies the rule. Returns the loaded counter.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Counter::load`], and those of `rule`.
+    pub(crate) fn read(&self, may_wait: bool, rule: impl FnOnce() -> Result) -> Result<u32> {
+        let (value, applied) = counter_first(|| self.load(may_wait), rule);
+        applied.and(value)
+    }
+
+    /// Loads the counter, then calls `is_published`. Returns the loaded counter if both it and the
+    /// ID are those of the file's last read.
+    ///
+    /// While the hypervisor changes VMClock's page, this can return the old counter, as if it had
+    /// been called before.
+    #[inline(always)]
+    pub(crate) fn read_unchanged(
+        &self,
+        last: &LastRead,
+        is_published: impl FnOnce() -> bool,
+    ) -> Option<u32> {
+        let (value, published) = counter_first(|| self.word(self.index), is_published);
+        (published && !last.is_new(value)).then_some(value)
     }
 }
 
@@ -65,7 +183,7 @@ impl Counter {
 /// The hypervisor changes the ID first and the counter second. So if the loaded counter is new, the
 /// rule finds the ID that came with it.
 #[inline(always)]
-fn counter_first<T>(counter: impl FnOnce() -> u32, rule: impl FnOnce() -> T) -> (u32, T) {
+fn counter_first<C, T>(counter: impl FnOnce() -> C, rule: impl FnOnce() -> T) -> (C, T) {
     let value = counter();
     read_barrier();
     (value, rule())

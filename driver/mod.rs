@@ -20,6 +20,7 @@ pub(crate) mod kernel {
 }
 pub(crate) mod firmware {
     pub(crate) mod acpi;
+    pub(crate) mod vmclock;
 }
 pub(crate) mod id;
 pub(crate) mod rule;

@@ -6,7 +6,8 @@ use super::{
     counter::{
         self,
         Counter,
-        LastRead, //
+        LastRead,
+        Layout, //
     },
     generation::Watched,
     kernel::{
@@ -195,7 +196,7 @@ impl OpenFile {
     ///
     /// # Errors
     ///
-    /// `ENODEV`: The device was unbound. And those of [`Watched::apply_rule`] and
+    /// `ENODEV`: The device was unbound. And those of [`Counter::read`], [`Watched::apply_rule`] and
     /// [`Reseeds::next`].
     fn read(&self, may_wait: bool, is_read: bool) -> Result<u32> {
         let Files {
@@ -204,18 +205,18 @@ impl OpenFile {
         self.files.check_bound()?;
 
         let rule = || generation.apply_rule(may_wait);
-        let (value, applied) = match source {
-            Source::Counter(counter) => counter.read(rule),
-            Source::Reseeds(_) => (0, rule()),
+        let value = match source {
+            Source::Counter(counter) => counter.read(may_wait, rule),
+            Source::Reseeds(_) => rule().map(|()| 0),
         };
-        if applied == Err(EAGAIN) {
+        if value == Err(EAGAIN) {
             // The next read may return the same counter, if the ID has changed without it.
             if is_read && matches!(source, Source::Counter(_)) {
                 self.last.put_off();
             }
             generation.wake_when_applied();
         }
-        applied?;
+        let value = value?;
 
         match source {
             Source::Counter(_) => Ok(value),
@@ -238,7 +239,7 @@ impl FileOperations for Operations {
     fn open(files: &Arc<Files>) -> Result<KBox<OpenFile>> {
         // This does not apply the rule: `open` is not a barrier.
         let last = match &files.source {
-            Source::Counter(counter) => LastRead::new(counter.load()),
+            Source::Counter(counter) => LastRead::new(counter.load(true)?),
             Source::Reseeds(reseeds) => reseeds.open(),
         };
         let files = files.clone();
@@ -247,11 +248,13 @@ impl FileOperations for Operations {
 
     #[inline(always)]
     fn read_unchanged(file: &OpenFile) -> Option<u32> {
-        let Source::Counter(counter) = &file.files.source else {
+        // The compiler keeps this pointer across the barriers.
+        let files: &Files = &file.files;
+        let Source::Counter(counter) = &files.source else {
             return None;
         };
-        let (value, published) = counter.read(|| file.files.generation.is_published());
-        (published && !file.last.is_new(value) && read_once(&file.files.bound)).then_some(value)
+        let value = counter.read_unchanged(&file.last, || files.generation.is_published())?;
+        read_once(&files.bound).then_some(value)
     }
 
     fn read(file: &OpenFile, request: Request) -> Result<Option<u32>> {
@@ -300,7 +303,12 @@ impl FileOperations for Operations {
     fn mmap(file: &OpenFile, area: Area<'_>) -> Result {
         file.files.check_bound()?;
         match &file.files.source {
-            Source::Counter(counter) => area.map_reserved(counter.page()),
+            Source::Counter(counter) => match counter.layout() {
+                Layout::Word => area.map_reserved(counter.page(), 0),
+                // A process that expects the counter at offset 0 does not find it there.
+                Layout::VmClock if area.is_page(0) => Err(ENODEV),
+                Layout::VmClock => area.map_reserved(counter.page(), 1),
+            },
             Source::Reseeds(reseeds) => area.map_shared(reseeds.page()),
         }
     }

@@ -3,7 +3,10 @@
 //! The steps of probe, in the order in which `vmgenid.rs` and `vmgenctr.rs` call them.
 
 use super::{
-    counter::Counter,
+    counter::{
+        Counter,
+        Layout, //
+    },
     firmware,
     generation::Watched,
     id,
@@ -71,31 +74,54 @@ pub(crate) fn generation(
     Err(EINVAL)
 }
 
-/// Asks the firmware for the generation counter (`CTRA`). It may be absent.
-pub(crate) fn counter_page(dev: &Device<Bound>, firmware: &acpi::Device) -> Option<ReservedPage> {
-    let page = match firmware::acpi::address(firmware, c"CTRA") {
-        Ok(None) => return None,
-        Ok(Some(address)) => ReservedPage::new(address),
-        Err(wrong) => Err(wrong),
-    };
+/// Asks the firmware for the generation counter: `CTRA`, or else VMClock's. Where both exist,
+/// `vmclock` chooses the latter. Both may be absent.
+pub(crate) fn counter(
+    dev: &Device<Bound>,
+    firmware: &acpi::Device,
+    vmclock: bool,
+) -> Option<Counter> {
+    let mut sources = [("CTRA", Layout::Word), ("VMClock", Layout::VmClock)];
+    if vmclock {
+        sources.reverse();
+    }
+    let (name, layout, address) = sources.into_iter().find_map(|(name, layout)| {
+        let address = match layout {
+            Layout::Word => firmware::acpi::address(firmware, c"CTRA"),
+            Layout::VmClock => firmware::vmclock::address(),
+        };
+        Some((name, layout, address.transpose()?))
+    })?;
 
-    page.and_then(|page| match registry::publish(&page) {
-        Ok(true) => Ok(page),
-        Ok(false) => Err("holds a generation ID"),
-        Err(_) => Err("cannot be noted: out of memory"),
-    })
-    .inspect_err(|wrong| complain(dev, "CTRA", wrong, "no generation counter, reseeding only"))
-    .ok()
+    address
+        .and_then(ReservedPage::new)
+        .and_then(|page| match registry::publish(&page) {
+            Ok(true) => Counter::new(page, layout),
+            Ok(false) => Err("holds a generation ID"),
+            Err(_) => Err("cannot be noted: out of memory"),
+        })
+        .inspect_err(|wrong| complain(dev, name, wrong, "no generation counter, reseeding only"))
+        .ok()
+}
+
+/// Logs a line if the machine has a VMClock, but no ACPI device with one of `ids`.
+#[cfg(CONFIG_VMGENID = "m")]
+pub(crate) fn tell_unused_vmclock(ids: [&'static CStr; 2]) {
+    let none = ids
+        .iter()
+        .all(|id| acpi::Device::with_id(id).next().is_none());
+    if none && firmware::vmclock::address() != Ok(None) {
+        pr_info!("VMClock is not used: this machine has no generation ID device\n");
+    }
 }
 
 /// Makes `/dev/vmgenid`, if no other device has it.
 pub(crate) fn counter_node(
     dev: &Device<Bound>,
     generation: &Arc<Watched>,
-    page: ReservedPage,
+    counter: Counter,
 ) -> Option<Pin<KBox<Node>>> {
-    let source = Counter::new(page).map(Source::Counter);
-    node(dev, &node::VMGENID, generation, source)
+    node(dev, &node::VMGENID, generation, Source::Counter(counter))
 }
 
 /// Makes `/dev/sysgenid`, if reseeds are counted and no other device has it.
@@ -104,7 +130,7 @@ pub(crate) fn sysgenid_node(
     generation: &Arc<Watched>,
 ) -> Option<Pin<KBox<Node>>> {
     let source = Source::Reseeds(generation.reseeds()?.clone());
-    let node = node(dev, &node::SYSGENID, generation, Ok(source))?;
+    let node = node(dev, &node::SYSGENID, generation, source)?;
     dev_info!(
         dev,
         "/dev/sysgenid changes after the kernel's reseed; until then clones repeat\n"
@@ -116,14 +142,13 @@ fn node(
     dev: &Device<Bound>,
     name: &'static Name,
     generation: &Arc<Watched>,
-    source: Result<Source>,
+    source: Source,
 ) -> Option<Pin<KBox<Node>>> {
     let Some(claim) = name.claim() else {
         complain(dev, "another device has", name.path(), "reseeding only");
         return None;
     };
-    source
-        .and_then(|source| Node::new(claim, generation.clone(), source))
+    Node::new(claim, generation.clone(), source)
         .inspect_err(|&err| {
             let wrong = if err == ENOMEM {
                 "cannot be made, out of memory"

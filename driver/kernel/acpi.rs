@@ -13,11 +13,9 @@ use kernel::{
         Bound, //
     },
     prelude::*,
+    sync::aref::ARef,
     types::Opaque, //
 };
-
-#[cfg(CONFIG_VMGENID = "y")]
-use kernel::sync::aref::ARef;
 
 /// `ACPI_ALLOCATE_BUFFER` of `include/acpi/actypes.h`, which bindgen cannot evaluate.
 const ACPI_ALLOCATE_BUFFER: bindings::acpi_size = bindings::acpi_size::MAX;
@@ -67,40 +65,48 @@ impl Device {
         unsafe { &raw mut (*self.as_raw()).fwnode }
     }
 
-    /// Returns the devices that have one of these IDs, each device once.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`: There is no memory for the list.
-    #[cfg(CONFIG_VMGENID = "y")]
-    pub(crate) fn with_ids(ids: &[&CStr]) -> Result<KVec<ARef<Self>>> {
-        let mut found = KVec::<ARef<Self>>::new();
-        for id in ids {
-            let mut last = core::ptr::null_mut();
-            loop {
-                // SAFETY: `last` is null, or a device with a reference that the function takes over.
-                // `id` is a C string; a null pointer and -1 mean "any".
-                last = unsafe {
-                    bindings::acpi_dev_get_next_match_dev(
-                        last,
-                        id.as_char_ptr(),
-                        core::ptr::null(),
-                        -1,
-                    )
-                };
-                let Some(device) = NonNull::new(last.cast::<Self>()) else {
-                    break;
-                };
-                // SAFETY: The device is valid, and comes with a reference. The next call takes that
-                // one over, so `found` gets another one.
-                let device = unsafe { ARef::from_raw(device) };
-                if !found.iter().any(|known| core::ptr::eq(&**known, &*device)) {
-                    found.push(device.clone(), GFP_KERNEL)?;
-                }
-                core::mem::forget(device);
-            }
-        }
-        Ok(found)
+    /// Returns the devices that have this ID, as `_HID` or `_CID`.
+    pub(crate) fn with_id(id: &'static CStr) -> impl Iterator<Item = ARef<Self>> {
+        let mut last = None::<ARef<Self>>;
+        core::iter::from_fn(move || {
+            let previous = last.take().map_or(core::ptr::null_mut(), |device| {
+                ARef::into_raw(device).as_ptr()
+            });
+            // SAFETY: `previous` is null, or a device with a reference that the function takes over.
+            // `id` is a C string; a null pointer and -1 mean "any".
+            let next = unsafe {
+                bindings::acpi_dev_get_next_match_dev(
+                    previous.cast(),
+                    id.as_char_ptr(),
+                    core::ptr::null(),
+                    -1,
+                )
+            };
+            // SAFETY: The device is valid, and comes with a reference.
+            last = NonNull::new(next.cast()).map(|device| unsafe { ARef::from_raw(device) });
+            last.clone()
+        })
+    }
+
+    /// Returns the device's memory (`_CRS`): the address and the length in bytes. Returns `None` if
+    /// it does not have exactly one range of memory.
+    pub(crate) fn memory(&self) -> Option<(u64, u64)> {
+        let mut list = bindings::list_head::default();
+        // SAFETY: The list is initialized, then filled with entries that are ours to free. By the
+        // type invariants the device is valid.
+        let count = unsafe {
+            bindings::INIT_LIST_HEAD(&mut list);
+            bindings::acpi_dev_get_memory_resources(self.as_raw(), &mut list)
+        };
+        let memory = (count == 1).then(|| {
+            // SAFETY: There is one entry in the list, and its resource is valid.
+            let res =
+                unsafe { *(*kernel::container_of!(list.next, bindings::resource_entry, node)).res };
+            (res.start, res.end - res.start + 1)
+        });
+        // SAFETY: The list is valid, also if the call has failed.
+        unsafe { bindings::acpi_dev_free_resource_list(&mut list) };
+        memory
     }
 
     /// Evaluates the object or method `name`, without arguments, below this device.
@@ -157,7 +163,6 @@ impl Device {
     }
 }
 
-#[cfg(CONFIG_VMGENID = "y")]
 // SAFETY: A `struct acpi_device` is counted by the `struct device` in it.
 unsafe impl kernel::sync::aref::AlwaysRefCounted for Device {
     fn inc_ref(&self) {

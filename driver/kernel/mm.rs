@@ -32,14 +32,20 @@ impl<'a> Area<'a> {
         Self(vma)
     }
 
-    /// Checks that the area is one page at offset 0, and makes it read-only.
-    fn make_readonly(&self) -> Result {
+    /// Returns whether the area is one page, at this offset in pages.
+    pub(crate) fn is_page(&self, offset: usize) -> bool {
         let vma = self.0;
         // SAFETY: The area is undergoing initialization, so no other thread has access to it.
-        let offset = unsafe { (*vma.as_ptr()).vm_pgoff };
-        if offset != 0 || vma.end() - vma.start() != PAGE_SIZE {
+        let pgoff = unsafe { (*vma.as_ptr()).vm_pgoff };
+        pgoff == offset && vma.end() - vma.start() == PAGE_SIZE
+    }
+
+    /// Checks that the area is one page at this offset, and makes it read-only.
+    fn make_readonly(&self, offset: usize) -> Result {
+        if !self.is_page(offset) {
             return Err(EINVAL);
         }
+        let vma = self.0;
         if vma.writable() || vma.executable() {
             return Err(EPERM);
         }
@@ -47,33 +53,39 @@ impl<'a> Area<'a> {
         vma.try_clear_mayexec()
     }
 
-    /// Maps `page`: cached. The area can never become writable or executable.
+    /// Maps `page`, to which processes give the offset `offset` in pages: cached. The area can never
+    /// become writable or executable.
     ///
     /// The area is left out of core dumps, cannot grow, and is inherited by `fork()`. The page is
     /// not System RAM, so the mapping needs no reference.
     ///
     /// # Errors
     ///
-    /// - `EINVAL`: The area is not exactly one page at offset 0.
+    /// - `EINVAL`: The area is not exactly one page at that offset.
     /// - `EPERM`: The area is to be writable or executable.
     /// - `ENOMEM`: There is no memory for the page tables.
     ///
     /// And those of `remap_pfn_range()`.
-    pub(crate) fn map_reserved(self, page: &ReservedPage) -> Result {
-        self.make_readonly()?;
+    pub(crate) fn map_reserved(self, page: &ReservedPage, offset: usize) -> Result {
+        self.make_readonly(offset)?;
 
+        // The function maps what is at the area's offset in this range: `page`, its last page.
+        let before = offset * PAGE_SIZE;
+        let start = page
+            .range()
+            .start()
+            .checked_sub(before as u64)
+            .ok_or(EINVAL)?;
         // SAFETY: The area is undergoing initialization and has the page's size. By the type
         // invariants nothing is mapped there. By the invariants of `ReservedPage` the kernel does
         // not use the page for anything else.
-        to_result(unsafe {
-            bindings::vm_iomap_memory(self.0.as_ptr(), page.range().start(), PAGE_SIZE)
-        })
+        to_result(unsafe { bindings::vm_iomap_memory(self.0.as_ptr(), start, before + PAGE_SIZE) })
     }
 
-    /// Maps a page of the kernel in the same way, with the errors of `vm_insert_page()` instead.
+    /// Maps a page of the kernel in the same way, at offset 0, with the errors of `vm_insert_page()` instead.
     /// The mapping holds a reference to the page.
     pub(crate) fn map_shared(self, page: &SharedPage) -> Result {
-        self.make_readonly()?;
+        self.make_readonly(0)?;
         self.0.set_dontexpand();
         self.0.set_dontdump();
         self.0

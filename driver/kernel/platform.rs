@@ -21,12 +21,12 @@ const PLATFORM_DEVID_AUTO: c_int = -2;
 ///
 /// # Invariants
 ///
-/// Points at a platform device that this value has registered, with `_companion`'s firmware node.
+/// Points at a platform device that this value has registered, with `companion`'s firmware node.
 pub(crate) struct OwnedDevice {
     device: NonNull<bindings::platform_device>,
     // `fwnode_handle_get()` takes no reference to an ACPI node. This one is put after the device
     // was unregistered.
-    _companion: ARef<acpi::Device>,
+    companion: ARef<acpi::Device>,
 }
 
 // SAFETY: Any thread can unregister a platform device.
@@ -54,8 +54,13 @@ impl OwnedDevice {
         // INVARIANT: The device was just registered, with that node.
         Ok(Self {
             device: NonNull::new(device).ok_or(ENOMEM)?,
-            _companion: companion,
+            companion,
         })
+    }
+
+    /// Returns whether the device was registered for this ACPI device.
+    pub(crate) fn is_of(&self, companion: &acpi::Device) -> bool {
+        core::ptr::eq(&*self.companion, companion)
     }
 }
 

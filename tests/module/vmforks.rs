@@ -19,6 +19,7 @@
 //! - `interrupt`: who writes a number has the handlers of ACPI's interrupt called that many times,
 //!   with nothing for any of them. How long that took at least, in nanoseconds: what is read. (What
 //!   the threads of such handlers do is not in there.)
+//! - `poke`: a write of "ADDRESS VALUE" writes a 32-bit word to a physical address that is not RAM.
 //!
 //! Where the kernel can make functions fail (`fail_function`), those that registrations go through
 //! are offered for that; mainline offers none of them.
@@ -158,6 +159,27 @@ fn number(reader: &mut UserSliceReader) -> Result<u32> {
     reader.read_slice(text)?;
     let text = core::str::from_utf8(text).map_err(|_| EINVAL)?;
     text.trim().parse().map_err(|_| EINVAL)
+}
+
+/// Writes a word to a physical address that is not RAM: "ADDRESS VALUE".
+fn poke(reader: &mut UserSliceReader) -> Result {
+    let mut buf = [0u8; 32];
+    let text = buf.get_mut(..reader.len()).ok_or(EINVAL)?;
+    reader.read_slice(text)?;
+    let text = core::str::from_utf8(text).map_err(|_| EINVAL)?;
+    let (address, value) = text.trim().split_once(' ').ok_or(EINVAL)?;
+    let address: u64 = address.parse().map_err(|_| EINVAL)?;
+    let value: u32 = value.parse().map_err(|_| EINVAL)?;
+    // SAFETY: The kernel refuses what it cannot map. The word is unmapped before this returns.
+    unsafe {
+        let word = bindings::memremap(address, 4, bindings::MEMREMAP_WB as c_ulong);
+        if word.is_null() {
+            return Err(ENOMEM);
+        }
+        word.cast::<u32>().write_volatile(value);
+        bindings::memunmap(word);
+    }
+    Ok(())
 }
 
 fn hold_rtnl(reader: &mut UserSliceReader) -> Result {
@@ -359,6 +381,8 @@ struct VmForks {
     #[pin]
     _notify: File<()>,
     #[pin]
+    _poke: File<()>,
+    #[pin]
     _interrupt: File<()>,
     #[pin]
     _handled: File<()>,
@@ -406,6 +430,11 @@ impl kernel::InPlaceModule for VmForks {
                 c"notify",
                 (),
                 &|(): &(), reader: &mut UserSliceReader| notify(reader),
+            ),
+            _poke <- dir.write_callback_file(
+                c"poke",
+                (),
+                &|(): &(), reader: &mut UserSliceReader| poke(reader),
             ),
             _interrupt <- dir.read_write_callback_file(
                 c"interrupt",

@@ -388,12 +388,14 @@ fn mmap_shows_the_counter_and_zeros() -> anyhow::Result<()> {
     ] {
         // A length is rounded up to whole pages by the kernel.
         for len in [1, 4, page()] {
-            let map = Map::of(&file, len, ProtFlags::READ, flags, 0)?;
+            let map = Map::counter(&file, ProtFlags::READ, flags, len)?;
             same("the mapped counter", u32::from_le(map.load(0)), expected)?;
         }
-        let map = Map::of(&file, page(), ProtFlags::READ, flags, 0)?;
-        for word in 1..page() / 4 {
-            same(&format!("word {word} of the page"), map.load(word), 0)?;
+        if sys::offset(&file) == 0 {
+            let map = Map::of(&file, page(), ProtFlags::READ, flags, 0)?;
+            for word in 1..page() / 4 {
+                same(&format!("word {word} of the page"), map.load(word), 0)?;
+            }
         }
     }
 
@@ -410,9 +412,16 @@ fn mmap_shows_the_counter_and_zeros() -> anyhow::Result<()> {
 fn mmap_elsewhere_or_of_more_pages_is_einval() -> anyhow::Result<()> {
     let file = open()?;
     let (page, read, write) = (page(), ProtFlags::READ, ProtFlags::WRITE);
+    // The counter's page is at 0 or, with VMClock, at one page; then 0 is `ENODEV`.
+    let at = sys::offset(&file) as usize;
+    let other = if at == 0 {
+        (page, Errno::INVAL)
+    } else {
+        (0, Errno::NODEV)
+    };
     for flags in [MapFlags::SHARED, MapFlags::PRIVATE] {
         for (len, offset) in [
-            (page, page),
+            (page, 2 * page),
             (page, 16 * page),
             (page + 1, 0),
             (2 * page, 0),
@@ -422,9 +431,12 @@ fn mmap_elsewhere_or_of_more_pages_is_einval() -> anyhow::Result<()> {
             let map = Map::of(&file, len, read, flags, offset as u64).map(|map| map.address());
             fails(&what, map, Errno::INVAL)?;
         }
+        let map = Map::of(&file, page, read, flags, other.0 as u64);
+        let what = format!("mmap at {}", other.0);
+        fails(&what, map.map(|map| map.address()), other.1)?;
     }
     // Whatever the protection; shared and writable, the kernel answers first.
-    for (len, offset) in [(page, page), (2 * page, 0)] {
+    for (len, offset) in [(page, 2 * page), (2 * page, at)] {
         for prot in [read | write, read | ProtFlags::EXEC] {
             let what = format!("mmap of {len} bytes at {offset}, {prot:?}");
             let map = Map::of(&file, len, prot, MapFlags::PRIVATE, offset as u64);
@@ -485,7 +497,7 @@ fn mmap_to_write_or_execute_is_refused() -> anyhow::Result<()> {
             Errno::PERM,
         ),
     ] {
-        let map = Map::of(file, page(), prot, flags, 0);
+        let map = Map::counter(file, prot, flags, page());
         fails(
             &format!("mmap: {what}"),
             map.map(|map| map.address()),
@@ -504,7 +516,7 @@ fn mprotect_to_write_or_execute_is_eacces() -> anyhow::Result<()> {
     let writer = sys::open_as(NODE, OFlags::RDWR).context("open as root, to write")?;
     for file in [&reader, &writer] {
         for flags in [MapFlags::SHARED, MapFlags::PRIVATE] {
-            let map = Map::of(file, page(), ProtFlags::READ, flags, 0)?;
+            let map = Map::counter(file, ProtFlags::READ, flags, page())?;
             let read = MprotectFlags::READ;
             for prot in [
                 read | MprotectFlags::WRITE,
@@ -549,7 +561,7 @@ pub fn crash() -> anyhow::Result<()> {
     let mut maps = Vec::new();
     for file in [&ordinary, &open()?] {
         for flags in [MapFlags::SHARED, MapFlags::PRIVATE] {
-            let map = Map::of(file, page(), ProtFlags::READ, flags, 0)?;
+            let map = Map::counter(file, ProtFlags::READ, flags, page())?;
             map.load(0);
             println!("{}", map.address());
             maps.push(map);

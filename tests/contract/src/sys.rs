@@ -54,6 +54,20 @@ pub fn readv(file: &OwnedFd) -> Result<u32> {
 pub struct Map {
     at: *mut c_void,
     len: usize,
+    /// The number of the word that counts as word 0.
+    first: usize,
+}
+
+/// The word of VMClock's page that has the low half of its counter (`linux/vmclock-abi.h`).
+pub const VMCLOCK_COUNTER: usize = 104 / 4;
+
+/// Returns the offset of the counter's page: 0 for `CTRA`, one page for VMClock.
+pub fn offset(file: &OwnedFd) -> u64 {
+    let first = Map::of(file, page(), ProtFlags::READ, MapFlags::SHARED, 0);
+    match first.map(drop) {
+        Err(Errno::NODEV) => page() as u64,
+        _ => 0,
+    }
 }
 
 // SAFETY: A mapping belongs to the process, not to a thread.
@@ -62,9 +76,19 @@ unsafe impl Send for Map {}
 unsafe impl Sync for Map {}
 
 impl Map {
-    /// Maps the counter's page as a library does.
+    /// Maps the counter's page as a library does. Word 0 is the counter.
     pub fn readonly(file: &OwnedFd) -> Result<Self> {
-        Self::of(file, page(), ProtFlags::READ, MapFlags::SHARED, 0)
+        Self::counter(file, ProtFlags::READ, MapFlags::SHARED, page())
+    }
+
+    /// Maps `len` bytes of the counter's page. Word 0 is the counter.
+    pub fn counter(file: &OwnedFd, prot: ProtFlags, flags: MapFlags, len: usize) -> Result<Self> {
+        let offset = offset(file);
+        let mut map = Self::of(file, len, prot, flags, offset)?;
+        if offset != 0 {
+            map.first = VMCLOCK_COUNTER;
+        }
+        Ok(map)
     }
 
     pub fn of(
@@ -78,7 +102,8 @@ impl Map {
         let at = unsafe { rustix::mm::mmap(ptr::null_mut(), len, prot, flags, file, offset) }?;
         // The kernel maps whole pages.
         let len = len.next_multiple_of(page());
-        Ok(Self { at, len })
+        let first = 0;
+        Ok(Self { at, len, first })
     }
 
     /// Anonymous memory, readable and writable.
@@ -95,7 +120,8 @@ impl Map {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: As above.
         let at = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len, prot, flags) }?;
-        Ok(Self { at, len })
+        let first = 0;
+        Ok(Self { at, len, first })
     }
 
     pub fn address(&self) -> usize {
@@ -105,6 +131,7 @@ impl Map {
     /// A word, which somebody else may write to at any time.
     #[inline(always)]
     pub fn word(&self, n: usize) -> &AtomicU32 {
+        let n = self.first + n;
         assert!(n < self.len / 4);
         // SAFETY: In bounds and aligned; the mapping lives as long as `self`. Whether it may be
         // read is up to the caller's protection; if not, the program dies, no more.

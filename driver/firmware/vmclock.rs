@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The address of VMClock's page, from ACPI.
+//!
+//! The kernel's own driver for VMClock, `drivers/ptp/ptp_vmclock.c`, keeps the device. This only
+//! asks where the page is.
+
+use crate::driver::kernel::acpi;
+use core::ptr;
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// Returns the physical address of the page. Returns `None` if the machine has no VMClock.
+///
+/// # Errors
+///
+/// A phrase that completes "VMClock ..." in the log.
+pub(crate) fn address() -> Result<Option<u64>, &'static str> {
+    let mut found = None::<ARef<acpi::Device>>;
+    for id in [c"AMZNC10C", c"VMCLOCK"] {
+        for device in acpi::Device::with_id(id) {
+            // A device can have both IDs.
+            match &found {
+                Some(known) if !ptr::eq(&**known, &*device) => {
+                    return Err("is there more than once");
+                }
+                _ => found = Some(device),
+            }
+        }
+    }
+    match found.map(|device| device.memory()) {
+        None => Ok(None),
+        Some(Some((address, len))) if len >= PAGE_SIZE as u64 => Ok(Some(address)),
+        Some(_) => Err("does not have exactly one page of memory"),
+    }
+}
