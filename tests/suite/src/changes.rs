@@ -53,11 +53,7 @@ impl Guest {
     /// notification.
     pub fn change(&self) -> Result<u32> {
         let counter = self.counter.fetch_add(1, Relaxed) + 1;
-        self.vm.qmp(&qmp::qom_set {
-            path: "/machine/peripheral/vmgenid".into(),
-            property: "genctr".into(),
-            value: counter.into(),
-        })?;
+        self.vm.qom_set_counter(counter)?;
         Ok(counter)
     }
 

@@ -14,7 +14,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use vm::{Add, Host, Options, Vm, kernel};
+use vm::{Add, Host, Options, Source, Vm, kernel};
 
 /// Each test has its own.
 pub struct Context {
@@ -85,6 +85,9 @@ impl Context {
         if options.parameter.is_empty() {
             options.parameter.extend(parameters());
         }
+        if options.counter().is_some() && source() == Source::Vmclock {
+            options.source = Source::Vmclock;
+        }
         options
             .add
             .extend(["contract", "header", "vmgenid"].map(|name| Add {
@@ -100,6 +103,15 @@ impl Context {
 pub fn parameters() -> Option<String> {
     let parameters = std::env::var("VMGENID_PARAMETERS").ok();
     parameters.filter(|parameters| !parameters.is_empty())
+}
+
+/// Where the guests' generation counter is: in VMClock's page with VMGENID_SOURCE=vmclock in the
+/// environment.
+pub fn source() -> Source {
+    match std::env::var("VMGENID_SOURCE").as_deref() {
+        Ok("vmclock") => Source::Vmclock,
+        _ => Source::Ctra,
+    }
 }
 
 /// The same, in a guest's shell.

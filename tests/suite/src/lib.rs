@@ -37,6 +37,7 @@ mod starved;
 mod stepper;
 mod stress;
 mod tool;
+mod vmclock;
 mod vmforks;
 mod warm;
 
@@ -50,6 +51,7 @@ use std::{
     process::ExitCode,
     time::{Duration, Instant},
 };
+use vm::Source;
 
 /// Tests of what is the same with every guest kernel, by the beginning of their
 /// names: QEMU and the tool. With other kernels than the tiny one they are shown
@@ -63,8 +65,8 @@ const TINY_ONLY: [&str; 6] = [
     "tool::",
 ];
 
-/// What the driver promises whatever it is loaded with: with VMGENID_PARAMETERS in the
-/// environment, the rest is shown as ignored.
+/// What the driver promises whatever it is loaded with, and wherever the counter is: with
+/// VMGENID_PARAMETERS or VMGENID_SOURCE in the environment, the rest is shown as ignored.
 const PARAMETERS: [&str; 7] = [
     "changes::",
     "clones::",
@@ -147,7 +149,7 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
     }
     // Some tests spend their time waiting.
     args.test_threads = args.test_threads.or(Some(3));
-    let tables: [&[Test]; 25] = [
+    let tables: [&[Test]; 26] = [
         age::TESTS,
         awslc::TESTS,
         checkers::TESTS,
@@ -173,6 +175,7 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
         stepper::TESTS,
         stress::TESTS,
         tool::TESTS,
+        vmclock::TESTS,
     ];
     let mut tests = Vec::new();
     for &(name, minutes, test) in tables.into_iter().flatten() {
@@ -242,7 +245,8 @@ fn is_ignored(name: &str) -> bool {
     }
     let any = |names: &[&str]| names.iter().any(|start| name.starts_with(start));
     any(&SOAKS)
-        || context::parameters().is_some() && !any(&PARAMETERS)
+        || (context::parameters().is_some() || context::source() == Source::Vmclock)
+            && !any(&PARAMETERS)
         || match vm::kernel::default().as_str() {
             "tiny" => any(&BUILTIN_ONLY) || any(&[DEBUG_ONLY]),
             "builtin" => any(&TINY_ONLY) || any(&NOT_BUILTIN) || any(&[DEBUG_ONLY]),

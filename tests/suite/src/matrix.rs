@@ -160,17 +160,10 @@ fn live_migration(context: &Context, warm: Warm, folder: &Path) -> Result<()> {
     let warm = warm.in_another(clone);
     warm::check_nothing(&warm.vm, &moment)?;
     let said = warm.vm.messages();
-    ensure!(
-        said.matches("warning").count() == 1 && said.contains("same generation"),
-        "QEMU says: {said}"
-    );
+    ensure!(!said.contains("warning"), "QEMU says: {said}");
 
     // And they would have learned of one.
-    warm.vm.qmp(&qmp::qom_set {
-        path: "/machine/peripheral/vmgenid".into(),
-        property: "genctr".into(),
-        value: (counter + 1).into(),
-    })?;
+    warm.vm.qom_set_counter(counter + 1)?;
     warm::check_running(&warm.vm, &moment, counter + 1)
 }
 

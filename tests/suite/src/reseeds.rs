@@ -10,7 +10,7 @@ use crate::{
     tests,
 };
 use anyhow::{Result, ensure};
-use vm::{Options, Vm, qapi::qmp::qom_set};
+use vm::{Options, Vm};
 
 tests! {
     a_notification_reseeds_once
@@ -48,11 +48,7 @@ fn read_reseeds_for_an_id_that_comes_without_a_new_counter(context: &Context) ->
         // QEMU changes the ID each time, and refuses a counter that it has. Vm::set_genctr() refuses
         // one that the guest had before.
         for value in [43, 42] {
-            vm.qmp(&qom_set {
-                path: "/machine/peripheral/vmgenid".into(),
-                property: "genctr".into(),
-                value: value.into(),
-            })?;
+            vm.qom_set_counter(value)?;
         }
         reseeded_by(&vm, || expect_counter(&vm, 42))?;
     }

@@ -11,6 +11,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+use vm::Source;
 
 struct Done {
     test: String,
@@ -53,6 +54,9 @@ pub fn report(ignored: &[String]) {
     let mut suite = vm::kernel::default();
     if let Some(parameters) = context::parameters() {
         suite += &format!("-{}", parameters.replace(['/', ' '], "_"));
+    }
+    if context::source() == Source::Vmclock {
+        suite += "-vmclock";
     }
     let Some(path) = out().map(|out| out.join(format!("junit-{suite}.xml"))) else {
         return;

@@ -171,3 +171,9 @@ impl Background {
         self.end(vm)
     }
 }
+
+/// Writes a word to a physical address that is not RAM.
+pub fn poke(vm: &Vm, address: u64, value: u32) -> Result<()> {
+    vm.shell(&format!("echo {address} {value} >{FOLDER}/poke"))
+        .map(drop)
+}

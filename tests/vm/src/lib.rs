@@ -46,6 +46,7 @@ pub use options::Firmware;
 pub use options::Flavour;
 pub use options::Machine;
 pub use options::Options;
+pub use options::Source;
 pub use qapi;
 pub use terminal::Terminal;
 pub use vm::Summary;

@@ -18,6 +18,10 @@ pub struct Options {
     /// The generation counter's first value [default: 1]
     #[arg(long, value_name = "N", conflicts_with_all = ["no_genctr", "no_device"])]
     pub genctr: Option<u32>,
+    /// Where the generation counter is
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub source: Source,
     /// A vmgenid device without a generation counter
     #[arg(long)]
     pub no_genctr: bool,
@@ -82,6 +86,25 @@ pub struct Options {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, ValueEnum, Serialize, Deserialize)]
+pub enum Source {
+    /// In a page of the vmgenid device (CTRA)
+    #[default]
+    Ctra,
+    /// In VMClock's page
+    Vmclock,
+}
+
+impl Source {
+    /// The device's path in QEMU's object model, and the property that is the counter.
+    pub fn property(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Ctra => ("/machine/peripheral/vmgenid", "genctr"),
+            Self::Vmclock => ("/machine/peripheral/vmclock", "vm-generation-counter"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, ValueEnum, Serialize, Deserialize)]
 pub enum Machine {
     #[default]
     Pc,
@@ -117,6 +140,10 @@ impl Options {
             "--qemu stock has no generation counter: leave out --genctr"
         );
         ensure!(
+            self.source == Source::Ctra || self.counter().is_some(),
+            "--source vmclock is for a generation counter, which this machine does not have"
+        );
+        ensure!(
             !self.icount || self.smp() == 1,
             "--icount works with one CPU only: leave out --smp"
         );
@@ -133,13 +160,18 @@ impl Options {
         (!without).then(|| self.genctr.unwrap_or(1))
     }
 
-    /// The argument of QEMU's -device, if there is a device.
-    pub fn device(&self, guid: &str) -> Option<String> {
-        let mut device = format!("vmgenid,id=vmgenid,guid={guid}");
-        if let Some(counter) = self.counter() {
-            device += &format!(",genctr={counter}");
+    /// The arguments of QEMU's -device, one for each device.
+    pub fn devices(&self, guid: &str) -> Vec<String> {
+        let vmgenid = format!("vmgenid,id=vmgenid,guid={guid}");
+        let property = self.source.property().1;
+        match (self.counter(), self.source) {
+            _ if self.no_device => vec![],
+            (None, _) => vec![vmgenid],
+            (Some(counter), Source::Ctra) => vec![format!("{vmgenid},{property}={counter}")],
+            (Some(counter), Source::Vmclock) => {
+                vec![vmgenid, format!("vmclock,id=vmclock,{property}={counter}")]
+            }
         }
-        (!self.no_device).then_some(device)
     }
 
     /// In MiB.
@@ -240,24 +272,33 @@ mod tests {
 
     #[test]
     fn the_device_is_what_was_asked_for() {
-        let device = |options: Options| options.device("auto");
+        let devices = |options: Options| options.devices("auto");
         let options = Options::default();
         assert_eq!(
-            device(options.clone()).unwrap(),
-            "vmgenid,id=vmgenid,guid=auto,genctr=1"
+            devices(options.clone()),
+            ["vmgenid,id=vmgenid,guid=auto,genctr=1"]
         );
         let stock = Options {
             qemu: Flavour::Stock,
             ..options.clone()
         };
-        assert_eq!(device(stock).unwrap(), "vmgenid,id=vmgenid,guid=auto");
+        assert_eq!(devices(stock), ["vmgenid,id=vmgenid,guid=auto"]);
+        let vmclock = Options {
+            source: Source::Vmclock,
+            ..options.clone()
+        };
         assert_eq!(
-            device(Options {
-                no_device: true,
-                ..options
-            }),
-            None
+            devices(vmclock),
+            [
+                "vmgenid,id=vmgenid,guid=auto",
+                "vmclock,id=vmclock,vm-generation-counter=1"
+            ]
         );
+        let none = Options {
+            no_device: true,
+            ..options
+        };
+        assert!(devices(none).is_empty());
     }
 
     #[test]

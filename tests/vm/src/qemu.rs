@@ -137,7 +137,7 @@ fn arguments(options: &Options, name: &str, start: Start<'_>) -> Vec<String> {
         Start::Stream(_, Some(guid)) => guid,
         _ => "auto",
     };
-    if let Some(device) = options.device(guid) {
+    for device in options.devices(guid) {
         add("-device", device);
     }
     match start {

@@ -298,6 +298,18 @@ impl Vm {
         self.monitor()?.execute(command)
     }
 
+    /// Gives the generation counter another value, which the guest may have had before. Keeps no
+    /// account of it (for tests that restore nothing).
+    pub fn qom_set_counter(&self, counter: u32) -> Result<()> {
+        let (path, property) = self.folder.state()?.options.source.property();
+        self.qmp(&qmp::qom_set {
+            path: path.into(),
+            property: property.into(),
+            value: counter.into(),
+        })
+        .map(drop)
+    }
+
     /// Stops the VM, and connects to QEMU's gdbstub.
     pub fn debug(&self) -> Result<Gdb> {
         self.qmp(&qmp::human_monitor_command {
@@ -395,10 +407,11 @@ impl Vm {
         self.folder.write_state(&after)?;
         let mut monitor = self.monitor()?;
         let mut last = before.options.genctr;
+        let (path, property) = before.options.source.property();
         for &counter in counters {
             let set = monitor.settle(&qmp::qom_set {
-                path: "/machine/peripheral/vmgenid".into(),
-                property: "genctr".into(),
+                path: path.into(),
+                property: property.into(),
                 value: counter.into(),
             });
             if set.is_err() {

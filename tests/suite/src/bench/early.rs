@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, time::Duration};
 use vm::{
     Add, Machine, Options, Vm,
-    qapi::qmp::{cont, human_monitor_command, qom_set, stop},
+    qapi::qmp::{cont, human_monitor_command, stop},
 };
 
 /// The counter that the guests begin with.
@@ -109,11 +109,7 @@ impl Guest {
         self.counter += 1;
         self.vm.qmp(&stop {})?;
         // QEMU keeps what it was told, and gives that to the machine that it loads.
-        self.vm.qmp(&qom_set {
-            path: "/machine/peripheral/vmgenid".into(),
-            property: "genctr".into(),
-            value: self.counter.into(),
-        })?;
+        self.vm.qom_set_counter(self.counter)?;
         let said = self.vm.qmp(&human_monitor_command {
             command_line: format!("loadvm {snapshot}"),
             cpu_index: None,

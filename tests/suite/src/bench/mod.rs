@@ -102,7 +102,7 @@ impl Driver {
 }
 
 /// A module that comes with the guest's kernel.
-fn built_in_tree(context: &Context, path: &str) -> Result<PathBuf> {
+pub fn built_in_tree(context: &Context, path: &str) -> Result<PathBuf> {
     let kernel = context.host.link(&format!("kernel-{}", kernel::default()));
     Ok(kernel.join("build/drivers").join(path))
 }
@@ -278,12 +278,14 @@ fn notification(context: &Context, driver: Driver) -> Result<String> {
     Ok(said)
 }
 
+/// Linux's driver of VMClock, and what that needs, in the order in which they are loaded.
+pub const PTP_VMCLOCK: [&str; 3] = ["pps/pps_core.ko", "ptp/ptp.ko", "ptp/ptp_vmclock.ko"];
+
 /// QEMU's vmclock, and Linux's driver of it.
 fn vmclock(context: &Context) -> Result<String> {
     let mut options = counted(context, Driver::Mainline, false)?;
-    let modules = ["pps/pps_core.ko", "ptp/ptp.ko", "ptp/ptp_vmclock.ko"];
     let mut load = String::from("true");
-    for module in modules {
+    for module in PTP_VMCLOCK {
         let guest = format!("/{}", module.rsplit('/').next().unwrap_or(module));
         load += &format!(" && insmod {guest}");
         options.add.push(Add {

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! VMClock as the source of the generation counter: when the driver takes it, what the driver
+//! refuses, and that Linux's own driver for it is not disturbed.
+//!
+//! With VMGENID_SOURCE=vmclock all promises, and all tests with clones, run on it.
+
+use crate::{
+    bench,
+    context::{Context, counter, genctr, no_node, no_splat},
+    tests, vmforks,
+};
+use anyhow::{Context as _, Result, ensure};
+use std::{fs, process::Command};
+use tempfile::TempDir;
+use vm::{Add, Options, Source, Vm, kernel};
+
+tests! {
+    ctra_is_taken_where_both_exist
+    the_parameter_chooses_vmclock
+    a_counter_of_64_bits_gives_its_low_half
+    a_page_that_lies_is_refused
+    a_page_that_is_being_changed_is_waited_for
+    a_page_in_ram_is_refused
+    two_vmclocks_are_refused
+    without_an_id_device_there_is_no_node
+    linuxs_driver_is_not_disturbed
+}
+
+/// `VMCLOCK_ADDR` of QEMU's `hw/acpi/vmclock.h`.
+const PAGE: u64 = 0xfeff_b000;
+
+/// Offsets in `struct vmclock_abi`.
+const MAGIC: u64 = 0;
+const SIZE: u64 = 4;
+const VERSION: u64 = 8;
+const SEQ_COUNT: u64 = 12;
+const FLAGS: u64 = 24;
+const COUNTER: u64 = 104;
+
+fn vmclock(counter: u32) -> Options {
+    Options {
+        source: Source::Vmclock,
+        ..genctr(counter)
+    }
+}
+
+/// A machine with both counters: CTRA with 42, VMClock with 77.
+fn both(parameter: &[&str]) -> Options {
+    Options {
+        parameter: parameter.iter().map(ToString::to_string).collect(),
+        qemu_arg: ["-device", "vmclock,vm-generation-counter=77"]
+            .map(String::from)
+            .into(),
+        ..genctr(42)
+    }
+}
+
+fn module() -> String {
+    kernel::driver(&kernel::default()).to_string()
+}
+
+fn expect_counter(vm: &Vm, expected: u32) -> Result<()> {
+    let said = counter(vm)?;
+    ensure!(
+        said == format!("read {expected}, mapped {expected}"),
+        "expected {expected}: {said}"
+    );
+    Ok(())
+}
+
+/// Loads the module anew. Returns what the driver says.
+fn reload(vm: &Vm) -> Result<String> {
+    vm.shell(&format!(
+        "rmmod {module} 2>/dev/null; dmesg -c >/dev/null; insmod /{module}.ko && \
+         dmesg | sed 's/^[^]]*] //' | grep -i vmgen || true",
+        module = module()
+    ))
+}
+
+/// Expect that the driver reseeds, and gives no counter for this reason.
+fn refused(vm: &Vm, why: &str) -> Result<()> {
+    let said = reload(vm)?;
+    let line = format!("VMClock {why}: no generation counter, reseeding only");
+    ensure!(
+        said.matches("VMClock").count() == 1 && said.contains(&line),
+        "expected: {line}: {said}"
+    );
+    no_node(vm)
+}
+
+/// Expect that CTRA is the source unless the module's parameter says otherwise.
+fn ctra_is_taken_where_both_exist(context: &Context) -> Result<()> {
+    let vm = context.boot(both(&[]))?;
+    expect_counter(&vm, 42)?;
+    no_splat(&vm)
+}
+
+/// Expect that VMClock is the source with `vmclock=1`, and that CTRA is it where there is no VMClock.
+fn the_parameter_chooses_vmclock(context: &Context) -> Result<()> {
+    let vm = context.boot(both(&["vmclock=1"]))?;
+    expect_counter(&vm, 77)?;
+    no_splat(&vm)?;
+    let mut options = both(&["vmclock=1"]);
+    options.qemu_arg.clear();
+    expect_counter(&context.boot(options)?, 42)
+}
+
+/// Expect that `read` returns the low 32 bits of a larger counter, and that a change of the high
+/// half alone is no change for a file.
+fn a_counter_of_64_bits_gives_its_low_half(context: &Context) -> Result<()> {
+    let vm = vmforks::boot(context, vmclock(5))?;
+    vmforks::poke(&vm, PAGE + COUNTER + 4, 7)?;
+    expect_counter(&vm, 5)?;
+    // The crate has all 64 bits: those of the page.
+    let said = vm.shell("vmgenid get")?;
+    ensure!(said.trim() == ((7u64 << 32) + 5).to_string(), "{said}");
+    no_splat(&vm)
+}
+
+/// Expect one line, no node, and a driver that still reseeds, for each field that is wrong.
+fn a_page_that_lies_is_refused(context: &Context) -> Result<()> {
+    let vm = vmforks::boot(context, vmclock(42))?;
+    for (offset, wrong, right, why) in [
+        (
+            MAGIC,
+            0,
+            0x4b4c_4356,
+            "does not begin with its magic number",
+        ),
+        (SIZE, 111, 4096, "is too short for a generation counter"),
+        (
+            VERSION,
+            0x00ff_0002,
+            0x00ff_0001,
+            "has another version than 1",
+        ),
+        (FLAGS, 0xff, 0x100, "has no generation counter"),
+        (SEQ_COUNT, 1, 2, "has been changing for 100 ms"),
+    ] {
+        vmforks::poke(&vm, PAGE + offset, wrong)?;
+        refused(&vm, why)?;
+        vmforks::poke(&vm, PAGE + offset, right)?;
+        let said = reload(&vm)?;
+        ensure!(!said.contains("VMClock"), "{why}, mended: {said}");
+        expect_counter(&vm, 42)?;
+    }
+    // A counter that goes down is a counter.
+    vmforks::poke(&vm, PAGE + COUNTER, 41)?;
+    expect_counter(&vm, 41)?;
+    no_splat(&vm)
+}
+
+/// Expect that `read` waits for the hypervisor to end a change of the page, but not for ever, and
+/// that a read which may not wait returns `EAGAIN`.
+fn a_page_that_is_being_changed_is_waited_for(context: &Context) -> Result<()> {
+    let vm = vmforks::boot(context, vmclock(42))?;
+    vmforks::poke(&vm, PAGE + SEQ_COUNT, 1)?;
+    let read = "dd if=/dev/vmgenid bs=4 count=1";
+    let fails = |script: &str, error: &str| -> Result<()> {
+        let output = vm.exec(["sh", "-c", script])?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(
+            !output.status.success() && said.contains(error),
+            "{script}: expected {error}: {said}"
+        );
+        Ok(())
+    };
+    // The kernel opens the file before it reads.
+    fails(read, "Input/output error")?;
+    vmforks::poke(&vm, PAGE + SEQ_COUNT, 2)?;
+    expect_counter(&vm, 42)?;
+
+    // A file that was opened before.
+    vm.shell("exec 3</dev/vmgenid; (until [ -e /go ]; do sleep 0.05; done; dd bs=4 count=1 <&3 | od -An -tu4) >/out 2>&1 & echo")?;
+    vmforks::poke(&vm, PAGE + SEQ_COUNT, 3)?;
+    vm.shell("touch /go; sleep 1; cat /out")?;
+    let said = vm.shell("cat /out")?;
+    ensure!(
+        said.contains("Input/output error"),
+        "an odd sequence count: {said}"
+    );
+    vmforks::poke(&vm, PAGE + SEQ_COUNT, 4)?;
+    expect_counter(&vm, 42)?;
+    no_splat(&vm)
+}
+
+/// A table with VMClock devices whose pages are at these addresses, and the argument for QEMU.
+fn table(context: &Context, pages: &[u64]) -> Result<(TempDir, Vec<String>)> {
+    let device = |(n, page): (usize, &u64)| {
+        format!(
+            r#"Device (VC{n:02}) {{
+                Name (_HID, "AMZNC10C") Name (_CID, "VMCLOCK") Name (_UID, {n})
+                Name (_CRS, ResourceTemplate () {{
+                    QWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, Cacheable,
+                        ReadOnly, 0, {page:#x}, {last:#x}, 0, 0x1000) }})
+            }}"#,
+            last = page + 0xfff
+        )
+    };
+    let devices: String = pages.iter().enumerate().map(device).collect();
+    let folder = tempfile::Builder::new()
+        .prefix("vmclock-")
+        .tempdir_in(context.top.join("out"))?;
+    fs::write(
+        folder.path().join("t.asl"),
+        format!(
+            r#"DefinitionBlock ("", "SSDT", 2, "VMGENT", "CLOCKS", 1) {{ Scope (\_SB) {{ {devices} }} }}"#
+        ),
+    )?;
+    let output = Command::new(context.top.join("scripts/buildroot"))
+        .args(["--", "iasl", "-f", "-oa", "t.asl"])
+        .current_dir(folder.path())
+        .output()
+        .context("cannot run iasl")?;
+    let aml = folder.path().join("t.aml");
+    ensure!(
+        aml.exists(),
+        "iasl: {}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    let argument = format!("file={}", aml.display());
+    Ok((folder, vec!["-acpitable".into(), argument]))
+}
+
+fn boot_with_table(context: &Context, pages: &[u64]) -> Result<Vm> {
+    let (_folder, qemu_arg) = table(context, pages)?;
+    context.boot(Options {
+        no_genctr: true,
+        qemu_arg,
+        ..Options::default()
+    })
+}
+
+/// Expect that a page in System RAM, at 16 MiB, is refused: the firmware cannot show memory of the
+/// kernel to processes.
+fn a_page_in_ram_is_refused(context: &Context) -> Result<()> {
+    let vm = boot_with_table(context, &[0x100_0000])?;
+    refused(&vm, "is in System RAM")?;
+    no_splat(&vm)
+}
+
+/// Expect that two VMClocks are refused: the driver cannot know which one has the counter.
+fn two_vmclocks_are_refused(context: &Context) -> Result<()> {
+    let vm = boot_with_table(context, &[0xf_0000, 0xf_1000])?;
+    refused(&vm, "is there more than once")?;
+    no_splat(&vm)
+}
+
+/// Expect that VMClock without a generation ID device gives no node: nothing would reseed the
+/// kernel. One line says so.
+fn without_an_id_device_there_is_no_node(context: &Context) -> Result<()> {
+    let vm = context.boot(Options {
+        no_device: true,
+        no_module: true,
+        qemu_arg: ["-device", "vmclock,vm-generation-counter=77"]
+            .map(String::from)
+            .into(),
+        ..Options::default()
+    })?;
+    let said = vm.shell(&format!(
+        "insmod /{}.ko 2>&1; dmesg | grep -i 'this machine has no generation ID device' || true",
+        module()
+    ))?;
+    ensure!(
+        said.matches("no generation ID device").count() == 1,
+        "the driver says: {said}"
+    );
+    no_node(&vm)?;
+    no_splat(&vm)
+}
+
+/// Expect that `ptp_vmclock` binds its device before and after the module was loaded, that its node
+/// shows the same counter, and that a change reaches both.
+fn linuxs_driver_is_not_disturbed(context: &Context) -> Result<()> {
+    let mut options = vmclock(42);
+    let mut load = String::from("true");
+    for module in bench::PTP_VMCLOCK {
+        let guest = format!("/{}", module.rsplit('/').next().unwrap_or(module));
+        load += &format!(" && insmod {guest}");
+        options.add.push(Add {
+            host: bench::built_in_tree(context, module)?,
+            guest,
+        });
+    }
+    let mut vm = context.boot(options)?;
+    // 4 bytes at the counter's offset, by pread(2).
+    let peek = "dd if=/dev/vmclock0 bs=4 skip=26 count=1 2>/dev/null | od -An -tu4";
+    let same = |vm: &Vm, expected: u32| -> Result<()> {
+        let said = vm.shell(peek)?;
+        ensure!(said.trim() == expected.to_string(), "/dev/vmclock0: {said}");
+        expect_counter(vm, expected)
+    };
+    vm.shell(&load)?;
+    same(&vm, 42)?;
+    vm.set_genctr(43)?;
+    same(&vm, 43)?;
+    reload(&vm)?;
+    same(&vm, 43)?;
+    vm.shell("rmmod ptp_vmclock && insmod /ptp_vmclock.ko")?;
+    vm.set_genctr(44)?;
+    same(&vm, 44)?;
+
+    // Without /dev/vmgenid a user who may not open /dev/vmclock0 is told so, unless there is
+    // another source.
+    let get = "rm -f /dev/vmgenid; su nobody -c 'vmgenid get'";
+    let output = vm.exec(["sh", "-c", get])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        !output.status.success() && said.contains("/dev/vmclock0"),
+        "as nobody: {said}"
+    );
+    let again = format!(
+        "rmmod {module}; insmod /{module}.ko sysgenid=1",
+        module = module()
+    );
+    vm.shell(&format!("{again}; {get}"))?;
+    no_splat(&vm)
+}
