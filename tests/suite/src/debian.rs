@@ -14,7 +14,7 @@ use std::{
     path::PathBuf,
     sync::{Mutex, PoisonError},
 };
-use vm::{Add, Flavour, Options, Vm, kernel};
+use vm::{Add, Flavour, Options, Source, Vm, kernel};
 
 tests! {
     a_build_that_fails_is_mended_and_the_module_is_loaded (30 min)
@@ -178,6 +178,30 @@ fn installed(context: &Context) -> Result<PathBuf> {
 
 fn a_build_that_fails_is_mended_and_the_module_is_loaded(context: &Context) -> Result<()> {
     installed(context).map(drop)
+}
+
+/// Expect that VMClock's counter is behind `/dev/vmgenid` with Debian's own kernel, too, and that
+/// every user may read `/dev/vmclock0`, which Debian's kernel drives.
+fn vmclock_is_for_every_user(context: &Context) -> Result<()> {
+    let mut vm = boot(
+        context,
+        Options {
+            source: Source::Vmclock,
+            ..with_module(context)?
+        },
+    )?;
+    await_node(&vm, "/dev/vmgenid")?;
+    await_node(&vm, "/dev/vmclock0")?;
+    let counter = as_nobody(&vm, "/tmp/contract counter")?;
+    ensure!(counter == "read 42, mapped 42", "nobody sees: {counter}");
+    wait("the mode of /dev/vmclock0", || {
+        let mode = vm.shell("stat -c '%a %U %G' /dev/vmclock0")?;
+        Ok((mode.trim() == "444 root root").then_some(()))
+    })?;
+    vm.set_genctr(43)?;
+    let get = as_nobody(&vm, "vmgenid get --source vmclock")?;
+    ensure!(get == "43", "vmgenid get --source vmclock: {get}");
+    Ok(())
 }
 
 fn a_user_reads_maps_and_polls(context: &Context) -> Result<()> {

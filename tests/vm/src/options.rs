@@ -109,6 +109,8 @@ pub enum Machine {
     #[default]
     Pc,
     Q35,
+    /// Like Firecracker's: hardware-reduced ACPI, which notifies by a Generic Event Device
+    Microvm,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, ValueEnum, Serialize, Deserialize)]
@@ -150,6 +152,14 @@ impl Options {
         ensure!(
             !self.icount || self.accel == Accelerator::Tcg,
             "--icount works with --accel tcg only"
+        );
+        ensure!(
+            self.machine != Machine::Microvm || self.qemu != Flavour::Stock || self.no_device,
+            "--machine microvm has the devices only with this project's QEMU: leave out --qemu stock"
+        );
+        ensure!(
+            self.machine != Machine::Microvm || self.firmware == Firmware::Seabios,
+            "--machine microvm has a firmware of its own: leave out --firmware"
         );
         self.add.iter().try_for_each(Add::check)
     }

@@ -79,6 +79,7 @@ fn arguments(options: &Options, name: &str, start: Start<'_>) -> Vec<String> {
         match options.machine {
             Machine::Pc => "pc",
             Machine::Q35 => "q35",
+            Machine::Microvm => "microvm,acpi=on,pcie=on,rtc=on",
         }
         .into(),
     );
