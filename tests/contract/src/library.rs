@@ -89,6 +89,7 @@ pub fn no_permission_is_said() -> anyhow::Result<()> {
         refused!(Counter::open(), Error::Open { error, .. } if error.kind() == ErrorKind::PermissionDenied);
         for without in [
             WithoutCounter::Refuse,
+            WithoutCounter::RefuseWithoutBarrier,
             WithoutCounter::CacheNothing,
             WithoutCounter::NoticeForksOnly,
         ] {
@@ -151,7 +152,7 @@ pub fn another_device_is_refused() -> anyhow::Result<()> {
         "/dev/vda",
         "/dev/kmsg",
     ] {
-        for source in Source::ALL {
+        for &source in Source::ALL {
             refused!(Counter::open_path(source, path), Error::NotTheDevice { source: said, .. } if said == source);
         }
     }

@@ -21,7 +21,7 @@ use rustix::{
     process::{Pid, Signal, WaitOptions, kill_process, waitpid},
 };
 use std::{fs, thread, time::Duration};
-use vmgenid::{Counter, Error, Guard, Source};
+use vmgenid::{Counter, Error, Guard, Source, WithoutCounter};
 
 const NODE: &str = "/dev/sysgenid";
 
@@ -294,6 +294,20 @@ pub fn the_library_uses_it() -> anyhow::Result<()> {
     })?;
     // It has been acknowledged.
     same("wait", counter.wait(counter.get(), short)?, None)?;
+    // The best source that is left has no barrier.
+    let hidden = "/dev/hidden";
+    fs::rename(crate::NODE, hidden)?;
+    let guard = Guard::open(WithoutCounter::RefuseWithoutBarrier);
+    fs::rename(hidden, crate::NODE)?;
+    ensure!(
+        matches!(
+            guard,
+            Err(Error::NoBarrier {
+                source: Source::Sysgenid
+            })
+        ),
+        "a guard that demands a barrier: {guard:?}"
+    );
     let epoll = Epoll::level_triggered(&open_to_write()?)?;
     same("epoll", epoll.wait(&NOW)?, Said::Nothing)?;
 

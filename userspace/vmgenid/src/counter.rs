@@ -14,7 +14,7 @@ use rustix::{
 use std::{
     fmt,
     io::ErrorKind,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -105,7 +105,8 @@ impl Counter {
     ///   except of a VMClock that the caller may not open: Linux gives it to root only.
     /// - [`Error::NotTheDevice`]: something else has its name.
     pub fn open() -> Result<Self, Error> {
-        Self::open_first(&Source::ALL.map(|source| (source, Path::new(source.path()))))
+        let at = |source: &Source| (*source, Path::new(source.path()));
+        Self::open_first(&Source::ALL.iter().map(at).collect::<Vec<_>>())
     }
 
     pub(crate) fn open_first(sources: &[(Source, &Path)]) -> Result<Self, Error> {
@@ -201,7 +202,12 @@ impl Counter {
             (_, page) => (page, source == Source::Vmclock),
         };
         let page = page.map_err(|errno| match (source, errno) {
-            (Source::Vmgenid, Errno::NODEV) => Error::Gone,
+            // An unbound device says so to a read, too.
+            (Source::Vmgenid, Errno::NODEV)
+                if retry_on_intr(|| read(&fd, &mut [0; 4])) == Err(Errno::NODEV) =>
+            {
+                Error::Gone
+            }
             (_, Errno::NODEV) => Error::NotTheDevice {
                 source,
                 why: "it cannot be mapped",
@@ -225,6 +231,7 @@ impl Counter {
     }
 
     /// Returns which source this is.
+    #[must_use]
     pub fn source(&self) -> Source {
         self.source
     }
@@ -235,6 +242,7 @@ impl Counter {
     /// Where the machine was restored before this was called, it is the new one, if the source
     /// [is immediate](Source::is_immediate).
     #[inline(always)]
+    #[must_use]
     pub fn get(&self) -> Generation {
         Generation(self.word.load())
     }
@@ -382,6 +390,19 @@ impl Counter {
 impl AsFd for Counter {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Counter {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// The open device, for example to pass it to another process. The mapping ends.
+impl From<Counter> for OwnedFd {
+    fn from(counter: Counter) -> Self {
+        counter.fd
     }
 }
 

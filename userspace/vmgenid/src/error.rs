@@ -11,6 +11,12 @@ pub enum Error {
     /// is loaded.
     NoCounter,
 
+    /// The caller demands a barrier, and the best source that this machine has is without one.
+    NoBarrier {
+        /// Which one that is.
+        source: Source,
+    },
+
     /// The device is there and cannot be opened: no permission, too many open files, ...
     Open {
         /// Which one.
@@ -63,9 +69,14 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoCounter => {
-                let [first, others @ ..] = Source::ALL.map(Source::path);
-                write!(f, "this machine has no generation counter: no {first}")?;
-                others.iter().try_for_each(|path| write!(f, ", no {path}"))
+                f.write_str("this machine has no generation counter: ")?;
+                for (n, source) in Source::ALL.iter().enumerate() {
+                    write!(f, "{}no {}", if n == 0 { "" } else { ", " }, source.path())?;
+                }
+                Ok(())
+            }
+            Self::NoBarrier { source } => {
+                write!(f, "no barrier: this machine has only {}", source.path())
             }
             Self::Open { path, error } => {
                 write!(f, "cannot open {}: {error}", path.display())

@@ -18,9 +18,14 @@ use std::{
 
 /// What to do where the machine has no counter. There is no default: each is wrong for somebody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum WithoutCounter {
     /// Refuse to work: [`Error::NoCounter`].
     Refuse,
+
+    /// Refuse to work, also with a counter that [has no barrier](Source::has_barrier):
+    /// [`Error::NoBarrier`].
+    RefuseWithoutBarrier,
 
     /// Make everything anew each time it is used. Slow, and as good as the kernel: a clone gets what
     /// others get until the kernel has been reseeded, if it ever is.
@@ -84,6 +89,13 @@ impl Guard {
     /// permission to do without.
     pub fn open(without: WithoutCounter) -> Result<Self, Error> {
         match (Counter::open(), without) {
+            (Ok(counter), WithoutCounter::RefuseWithoutBarrier)
+                if !counter.source().has_barrier() =>
+            {
+                Err(Error::NoBarrier {
+                    source: counter.source(),
+                })
+            }
             (Ok(counter), _) => Ok(Self::new(Arc::new(counter))),
             (Err(Error::NoCounter), WithoutCounter::CacheNothing) => Self::without(false),
             (Err(Error::NoCounter), WithoutCounter::NoticeForksOnly) => Self::without(true),
@@ -102,6 +114,7 @@ impl Guard {
     }
 
     /// Returns the counter that is looked at, if there is one.
+    #[must_use]
     pub fn counter(&self) -> Option<&Arc<Counter>> {
         self.counter.as_ref()
     }
@@ -111,6 +124,7 @@ impl Guard {
     ///
     /// What was computed before this is called was computed before the look.
     #[inline(always)]
+    #[must_use]
     pub fn is_unchanged_since(&self, stamp: &Stamp) -> bool {
         // The CPU executes in order, as far as a restore can tell: it comes between two instructions.
         // The compiler is told here.
@@ -139,6 +153,7 @@ impl Guard {
     /// Returns whether what was made after the barrier that returned this may be used more than once.
     /// Not if the caller asked for [`WithoutCounter::CacheNothing`], and there is no counter; nor for a
     /// [while](Self::SETTLES), where a change comes before the kernel's reseed, and there is no barrier.
+    #[must_use]
     pub fn may_keep(&self, stamp: &Stamp) -> bool {
         match &self.counter {
             None => self.cache,

@@ -41,9 +41,10 @@ pub enum Source {
 impl Source {
     /// All, the best one first: the order in which [`Counter::open`](crate::Counter::open) tries
     /// them.
-    pub const ALL: [Self; 3] = [Self::Vmgenid, Self::Vmclock, Self::Sysgenid];
+    pub const ALL: &'static [Self] = &[Self::Vmgenid, Self::Vmclock, Self::Sysgenid];
 
     /// Where its device node is by default.
+    #[must_use]
     pub const fn path(self) -> &'static str {
         match self {
             Self::Vmgenid => "/dev/vmgenid",
@@ -57,6 +58,7 @@ impl Source {
     ///
     /// [`Source::Sysgenid`] has no barrier. This project's driver starts a reseed that is due when it is
     /// polled, but does not always complete it before `poll` returns.
+    #[must_use]
     pub const fn has_barrier(self) -> bool {
         match self {
             Self::Vmgenid => true,
@@ -65,6 +67,7 @@ impl Source {
     }
 
     /// Whether the change is there before the first instruction after a restore.
+    #[must_use]
     pub const fn is_immediate(self) -> bool {
         match self {
             Self::Vmgenid | Self::Vmclock => true,

@@ -306,7 +306,7 @@ fn given(source: Source, path: &str) -> Error {
 
 #[test]
 fn other_files_are_not_the_device() {
-    for source in Source::ALL {
+    for &source in Source::ALL {
         for path in [
             "/proc/self/exe",
             "/proc/version",
@@ -341,7 +341,7 @@ fn other_devices_are_not_the_device() {
         let Ok(fd) = open(path, flags, Mode::empty()) else {
             continue;
         };
-        for source in Source::ALL {
+        for &source in Source::ALL {
             let err = Counter::from_fd(source, fd.try_clone().unwrap()).unwrap_err();
             assert!(matches!(err, Error::NotTheDevice { .. }), "{path}: {err:?}");
         }
@@ -400,7 +400,7 @@ fn a_short_read_is_no_generation() {
 #[test]
 fn errors_say_where_and_what() {
     let said = Error::NoCounter.to_string();
-    for source in Source::ALL {
+    for &source in Source::ALL {
         assert!(said.contains(source.path()), "{said}");
         assert_eq!(format!("/dev/{source}"), source.path());
     }
