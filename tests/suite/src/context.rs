@@ -14,7 +14,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use vm::{Add, Host, Options, Source, Vm, kernel};
+use vm::{Add, Host, Machine, Options, Source, Vm, kernel};
 
 /// Each test has its own.
 pub struct Context {
@@ -88,6 +88,9 @@ impl Context {
         if options.counter().is_some() && source() == Source::Vmclock {
             options.source = Source::Vmclock;
         }
+        if options.machine == Machine::default() {
+            options.machine = machine();
+        }
         options
             .add
             .extend(["contract", "header", "vmgenid"].map(|name| Add {
@@ -103,6 +106,14 @@ impl Context {
 pub fn parameters() -> Option<String> {
     let parameters = std::env::var("VMGENID_PARAMETERS").ok();
     parameters.filter(|parameters| !parameters.is_empty())
+}
+
+/// The machine that the guests have: microvm with VMGENID_MACHINE=microvm in the environment.
+pub fn machine() -> Machine {
+    match std::env::var("VMGENID_MACHINE").as_deref() {
+        Ok("microvm") => Machine::Microvm,
+        _ => Machine::Pc,
+    }
 }
 
 /// Where the guests' generation counter is: in VMClock's page with VMGENID_SOURCE=vmclock in the

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{path::Path, thread, time::Instant};
 use vm::{
-    Firmware, Machine, Options, Vm,
+    Firmware, Machine, Options, Source, Vm,
     qapi::qmp::{self, cont, query_jobs, query_vm_generation_id, snapshot_load, stop},
 };
 
@@ -43,12 +43,15 @@ pub fn trials() -> Vec<Trial> {
     let machines = [Machine::Pc, Machine::Q35];
     let firmwares = [Firmware::Seabios, Firmware::Ovmf];
     let mut trials = Vec::new();
-    for machine in machines {
-        for firmware in firmwares {
-            for smp in [1, 2, 4] {
+    let mut trial = |name: String, options: Options| {
+        let test = move |context: &Context| restores(context, options);
+        trials.push(crate::trial(&name.to_lowercase(), 20, test));
+    };
+    for smp in [1, 2, 4] {
+        for machine in machines {
+            for firmware in firmwares {
                 // In the larger one, RAM is above 4 GiB, too.
                 for memory in [128, 5120] {
-                    let name = format!("matrix::{machine:?}_{firmware:?}_{smp}_{memory}");
                     let options = Options {
                         machine,
                         firmware,
@@ -57,10 +60,20 @@ pub fn trials() -> Vec<Trial> {
                         append: vec![CLOCK.into()],
                         ..genctr(FIRST)
                     };
-                    let test = move |context: &Context| restores(context, options);
-                    trials.push(crate::trial(&name.to_lowercase(), 20, test));
+                    let name = format!("matrix::{machine:?}_{firmware:?}_{smp}_{memory}");
+                    trial(name, options);
                 }
             }
+        }
+        // A machine like Firecracker's. It has neither of the other clocks.
+        for source in [Source::Ctra, Source::Vmclock] {
+            let options = Options {
+                machine: Machine::Microvm,
+                source,
+                smp: Some(smp),
+                ..genctr(FIRST)
+            };
+            trial(format!("matrix::microvm_{source:?}_{smp}"), options);
         }
     }
     trials
@@ -141,13 +154,9 @@ fn load_snapshot(vm: &Vm, snapshot: &str) -> Result<()> {
 fn live_migration(context: &Context, warm: Warm, folder: &Path) -> Result<()> {
     let counter = warm.vm.options()?.counter().context("no counter")?;
     let guid = warm.vm.qmp(&query_vm_generation_id {})?.guid;
-    let device = format!("vmgenid,id=vmgenid,guid={guid},genctr={counter}");
     let uri = format!("unix:{}", folder.join("socket").display());
     let mut options = arriving(&warm, &uri)?;
-    // The tool would take another ID.
-    options.no_device = true;
-    options.genctr = None;
-    options.qemu_arg.extend(["-device".into(), device]);
+    options.guid = Some(guid);
     // The way by which this one arrived is not its successor's.
     let old = options.qemu_arg.iter().position(|arg| arg == "-incoming");
     if let Some(old) = old {

@@ -11,7 +11,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use vm::Source;
+use vm::{Machine, Source};
 
 struct Done {
     test: String,
@@ -57,6 +57,9 @@ pub fn report(ignored: &[String]) {
     }
     if context::source() == Source::Vmclock {
         suite += "-vmclock";
+    }
+    if context::machine() == Machine::Microvm {
+        suite += "-microvm";
     }
     let Some(path) = out().map(|out| out.join(format!("junit-{suite}.xml"))) else {
         return;

@@ -7,7 +7,7 @@
 
 use crate::{
     bench,
-    context::{Context, counter, genctr, no_node, no_splat},
+    context::{Context, counter, genctr, no_node, no_splat, wait},
     tests, vmforks,
 };
 use anyhow::{Context as _, Result, ensure};
@@ -172,10 +172,15 @@ fn a_page_that_is_being_changed_is_waited_for(context: &Context) -> Result<()> {
     expect_counter(&vm, 42)?;
 
     // A file that was opened before.
-    vm.shell("exec 3</dev/vmgenid; (until [ -e /go ]; do sleep 0.05; done; dd bs=4 count=1 <&3 | od -An -tu4) >/out 2>&1 & echo")?;
+    let reader = "exec 3</dev/vmgenid; \
+                  (until [ -e /go ]; do sleep 0.1; done; dd bs=4 count=1 <&3; echo end) >/out 2>&1 &";
+    vm.shell(&format!("{reader} true"))?;
     vmforks::poke(&vm, PAGE + SEQ_COUNT, 3)?;
-    vm.shell("touch /go; sleep 1; cat /out")?;
-    let said = vm.shell("cat /out")?;
+    vm.shell("touch /go")?;
+    let said = wait("the end of the read", || {
+        let said = vm.shell("cat /out")?;
+        Ok(said.ends_with("end\n").then_some(said))
+    })?;
     ensure!(
         said.contains("Input/output error"),
         "an odd sequence count: {said}"

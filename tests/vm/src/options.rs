@@ -76,6 +76,10 @@ pub struct Options {
     #[arg(skip)]
     #[serde(default)]
     pub disk: Option<PathBuf>,
+    /// The generation ID, instead of a new one (for tests)
+    #[arg(skip)]
+    #[serde(skip)]
+    pub guid: Option<String>,
     /// Start with the guest standing still, and do not wait for it (for tests)
     #[arg(skip)]
     #[serde(skip)]

@@ -136,7 +136,7 @@ fn arguments(options: &Options, name: &str, start: Start<'_>) -> Vec<String> {
     }
     let guid = match start {
         Start::Stream(_, Some(guid)) => guid,
-        _ => "auto",
+        _ => options.guid.as_deref().unwrap_or("auto"),
     };
     for device in options.devices(guid) {
         add("-device", device);
@@ -155,9 +155,23 @@ fn arguments(options: &Options, name: &str, start: Start<'_>) -> Vec<String> {
     args
 }
 
+/// The frequency of the guest's TSC. Without -icount that is the host's.
+fn tsc_khz(options: &Options) -> u128 {
+    if options.icount {
+        return 1_000_000;
+    }
+    let ticks = 1_000_000_000_000;
+    let nanos = quanta::Clock::new().delta_as_nanos(0, ticks);
+    u128::from(ticks) * 1_000_000 / u128::from(nanos)
+}
+
 fn kernel_parameters(options: &Options) -> String {
     // On a busy host the timer may well come late: the kernel would panic.
     let mut parameters = String::from("console=ttyS0 panic=-1 no_timer_check");
+    if options.machine == Machine::Microvm {
+        // It has no clock to measure the TSC by. A hypervisor such as Firecracker tells the guest.
+        parameters += &format!(" tsc_early_khz={}", tsc_khz(options));
+    }
     for more in &options.append {
         parameters += &format!(" {more}");
     }

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A machine like Firecracker's: QEMU's microvm, with hardware-reduced ACPI, a Generic Event Device
+//! whose interrupt is exclusive, and VMClock's counter. There is no early look: the barrier is all
+//! that a process has before the notification is handled.
+//!
+//! With VMGENID_MACHINE=microvm VMGENID_SOURCE=vmclock all promises, and all tests with clones, run
+//! on it. `matrix.rs` restores it in every way.
+
+use crate::{
+    age::grow_old,
+    clones::{drawn, look_and_draw, two_cpus},
+    context::{Context, await_random, counter, genctr, no_splat},
+    draws::Same,
+    tests,
+};
+use anyhow::{Result, ensure};
+use vm::{Machine, Options, Source};
+
+tests! {
+    one_line_says_that_there_is_no_early_look
+    the_generic_event_device_notifies
+    no_look_is_stale_and_no_draw_is_twice (20 min)
+    the_barrier_is_what_makes_draws_differ (20 min)
+}
+
+fn firecracker(options: Options) -> Options {
+    Options {
+        machine: Machine::Microvm,
+        source: Source::Vmclock,
+        ..options
+    }
+}
+
+/// Expect one line about the early look, and none with `early_look=0`.
+fn one_line_says_that_there_is_no_early_look(context: &Context) -> Result<()> {
+    let lines = "dmesg | grep -c 'no early look at the generation ID' || true";
+    for (parameter, expected) in [("early_look=1", "1"), ("early_look=0", "0")] {
+        let vm = context.boot(Options {
+            parameter: vec![parameter.into()],
+            ..firecracker(genctr(42))
+        })?;
+        let said = vm.shell(lines)?;
+        ensure!(said.trim() == expected, "{parameter}: {said} lines");
+        let why = vm.shell("dmesg | grep 'hardware-reduced ACPI has no SCI' || true")?;
+        ensure!((expected == "1") != why.is_empty(), "{parameter}: {why}");
+        no_splat(&vm)?;
+    }
+    Ok(())
+}
+
+/// Expect that a poller is woken by the notification, which comes by the event device, and that the
+/// kernel has reseeded by then.
+fn the_generic_event_device_notifies(context: &Context) -> Result<()> {
+    let mut vm = context.boot(firecracker(genctr(42)))?;
+    await_random(&vm)?;
+    let notified =
+        "grep -c ACPI0013 /proc/interrupts || true; ls -d /sys/bus/acpi/devices/ACPI0013:*";
+    let said = vm.shell(notified)?;
+    ensure!(said.contains("ACPI0013"), "no event device: {said}");
+    vm.shell("vmgenid watch >/tmp/watch 2>&1 & sleep 0.5")?;
+    vm.set_genctr(43)?;
+    crate::context::wait("the notification", || {
+        let said = vm.shell("cat /tmp/watch")?;
+        Ok(said.contains("43").then_some(()))
+    })?;
+    let said = counter(&vm)?;
+    ensure!(said == "read 43, mapped 43", "{said}");
+    no_splat(&vm)
+}
+
+/// Expect the same of clones as on a PC.
+fn no_look_is_stale_and_no_draw_is_twice(context: &Context) -> Result<()> {
+    look_and_draw(context, firecracker(two_cpus()))
+}
+
+/// Expect that clones draw the same without the barrier, and nothing alike after it.
+fn the_barrier_is_what_makes_draws_differ(context: &Context) -> Result<()> {
+    let mut vm = context.boot(firecracker(two_cpus()))?;
+    await_random(&vm)?;
+    grow_old(&mut vm)?;
+    let without = Same::of(&drawn(&mut vm, false)?);
+    eprintln!("microvm, without the barrier: {without}");
+    let with = Same::of(&drawn(&mut vm, true)?);
+    eprintln!("microvm, with the barrier: {with}");
+    ensure!(
+        without.most > 0,
+        "without the barrier nothing is equal either, so this shows nothing"
+    );
+    ensure!(with.most == 0, "after the barrier: {with}");
+    no_splat(&vm)
+}
