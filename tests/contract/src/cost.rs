@@ -35,7 +35,7 @@ const CALLS: u32 = 20_000;
 /// How many changes of the counter are measured.
 const CHANGES: u32 = 20;
 
-const VMCLOCK: &str = "/dev/vmclock0";
+pub const VMCLOCK: &str = "/dev/vmclock0";
 
 /// The debugfs folder of our test module.
 const VMFORKS: &str = "/sys/kernel/debug/vmforks";

@@ -78,7 +78,22 @@ unsafe impl Sync for Map {}
 impl Map {
     /// Maps the counter's page as a library does. Word 0 is the counter.
     pub fn readonly(file: &OwnedFd) -> Result<Self> {
-        Self::counter(file, ProtFlags::READ, MapFlags::SHARED, page())
+        let at = |offset| Self::of(file, page(), ProtFlags::READ, MapFlags::SHARED, offset);
+        match at(0) {
+            Err(Errno::NODEV) => {
+                let mut map = at(page() as u64)?;
+                map.first = VMCLOCK_COUNTER;
+                Ok(map)
+            }
+            result => result,
+        }
+    }
+
+    /// Maps the page of `/dev/vmclock0`. Word 0 is the low half of the counter.
+    pub fn vmclock(file: &OwnedFd) -> Result<Self> {
+        let mut map = Self::of(file, page(), ProtFlags::READ, MapFlags::SHARED, 0)?;
+        map.first = VMCLOCK_COUNTER;
+        Ok(map)
     }
 
     /// Maps `len` bytes of the counter's page. Word 0 is the counter.

@@ -5,10 +5,14 @@
 //! on it as a library should.
 
 use crate::{
-    NODE, sys,
+    NODE,
+    cost::VMCLOCK,
+    sys,
     wait::{Epoll, LONG, Said},
 };
 use anyhow::{Context, bail, ensure};
+use chacha20::ChaCha20Rng;
+use rand_core::{SeedableRng, TryRng};
 use rustix::{
     fd::OwnedFd,
     process::{Signal, set_parent_process_death_signal},
@@ -247,6 +251,13 @@ pub struct Draws {
     /// Read the device first
     #[arg(long)]
     barrier: bool,
+    /// The device that is mapped; the word of the page that is the counter is that of this device
+    #[arg(long, default_value = NODE)]
+    node: String,
+    /// Draw from the kernel once, as the seed of a generator of its own, and then from that one: as
+    /// AWS-LC does, for 4,096 calls
+    #[arg(long)]
+    once: bool,
     /// Draw all the time, and do not wait for the counter to change; what is drawn
     /// before that, or was begun before that, is not written down
     #[arg(long, conflicts_with = "barrier")]
@@ -256,9 +267,16 @@ pub struct Draws {
 /// Spins on the mapping; when the counter changes, draws from the kernel again
 /// and again, at once or after the barrier.
 pub fn draws(args: &Draws) -> anyhow::Result<()> {
-    let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
-    let map = sys::Map::readonly(&file).context("mmap")?;
-    let last = sys::read(&file).context("read")?;
+    let file = sys::open(&args.node).with_context(|| format!("open {}", args.node))?;
+    let map = match &*args.node {
+        VMCLOCK => sys::Map::vmclock(&file),
+        _ => sys::Map::readonly(&file),
+    };
+    let map = map.context("mmap")?;
+    let last = match &*args.node {
+        NODE => sys::read(&file).context("read")?,
+        _ => map.load(0),
+    };
     let mut draws = Record::new(&args.out, args.count)?;
     println!("spinning on {last}");
     let seen = loop {
@@ -275,8 +293,17 @@ pub fn draws(args: &Draws) -> anyhow::Result<()> {
         let read = sys::read(&file).context("read")?;
         ensure!(read == seen, "saw {seen}, read {read}");
     }
+    let mut own = None;
+    if args.once {
+        let mut seed = [0; 32];
+        draw(&mut seed)?;
+        own = Some(ChaCha20Rng::from_seed(seed));
+    }
     for (time, bytes) in draws.iter_mut() {
-        draw(bytes)?;
+        match &mut own {
+            Some(rng) => rng.try_fill_bytes(bytes)?,
+            None => draw(bytes)?,
+        }
         *time = sys::now() - start;
     }
     draws.write()

@@ -78,10 +78,10 @@ fn a_counter_that_comes_late_is_noticed(context: &Context) -> Result<()> {
 }
 
 /// What the clones of an old guest draw from the kernel, once they have seen the
-/// counter change.
-pub fn drawn(vm: &mut Vm, barrier: bool) -> Result<Vec<draws::Draws>> {
-    draws::start(vm, barrier)?;
-    let name: Name = if barrier { "with" } else { "without" }.parse()?;
+/// counter change. `how` is for `contract draws`.
+pub fn drawn(vm: &mut Vm, how: &[&str]) -> Result<Vec<draws::Draws>> {
+    draws::start(vm, how)?;
+    let name: Name = format!("s{}", vm.snapshots()?.len()).parse()?;
     vm.snapshot(&name)?;
     let clones: Result<Vec<_>> = (FIRST + 1..=FIRST + CLONES)
         .map(|value| draws::Draws::of(&vm.clone_from(&name, Some(value), None)?))
@@ -95,9 +95,9 @@ pub fn draws_differ(vm: &mut Vm) -> Result<()> {
     await_random(vm)?;
     grow_old(vm)?;
     // For comparison; nobody promises anything here.
-    let same = Same::of(&drawn(vm, false)?);
+    let same = Same::of(&drawn(vm, &[])?);
     eprintln!("without the barrier: {same}");
-    let same = Same::of(&drawn(vm, true)?);
+    let same = Same::of(&drawn(vm, &["--barrier"])?);
     eprintln!("with the barrier: {same}");
     ensure!(same.most == 0, "after the barrier: {same}");
     Ok(())

@@ -19,6 +19,7 @@ use vm::{Add, Flavour, Options, Source, Vm, kernel};
 tests! {
     a_build_that_fails_is_mended_and_the_module_is_loaded (30 min)
     a_user_reads_maps_and_polls (30 min)
+    vmclock_is_for_every_user (30 min)
     a_reboot_brings_the_device_back (30 min)
     no_look_is_stale_and_no_draw_is_twice (30 min)
     draws_after_the_barrier_differ_in_every_clone (30 min)

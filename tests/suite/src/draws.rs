@@ -10,10 +10,10 @@ use vm::Vm;
 
 const OUT: &str = "/tmp/draws";
 
-/// Starts the process.
-pub fn start(vm: &Vm, barrier: bool) -> Result<()> {
+/// Starts the process, with these arguments.
+pub fn start(vm: &Vm, more: &[&str]) -> Result<()> {
     let mut argv = vec!["contract", "draws", "--out", OUT];
-    argv.extend(barrier.then_some("--barrier"));
+    argv.extend(more);
     vm.spawn(argv, "/tmp/draws.err")?;
     wait("the process spins", || {
         let said = vm.shell("cat /tmp/draws.err")?;

@@ -9,12 +9,14 @@
 
 use crate::{
     age::grow_old,
+    bench,
     clones::{drawn, look_and_draw, two_cpus},
     context::{Context, await_random, counter, genctr, no_splat},
     draws::Same,
     tests,
 };
 use anyhow::{Result, ensure};
+use std::collections::BTreeMap;
 use vm::{Machine, Options, Source};
 
 tests! {
@@ -22,6 +24,7 @@ tests! {
     the_generic_event_device_notifies
     no_look_is_stale_and_no_draw_is_twice (20 min)
     the_barrier_is_what_makes_draws_differ (20 min)
+    a_library_that_maps_vmclock0_repeats_itself (20 min)
 }
 
 fn firecracker(options: Options) -> Options {
@@ -79,14 +82,48 @@ fn the_barrier_is_what_makes_draws_differ(context: &Context) -> Result<()> {
     let mut vm = context.boot(firecracker(two_cpus()))?;
     await_random(&vm)?;
     grow_old(&mut vm)?;
-    let without = Same::of(&drawn(&mut vm, false)?);
+    let without = Same::of(&drawn(&mut vm, &[])?);
     eprintln!("microvm, without the barrier: {without}");
-    let with = Same::of(&drawn(&mut vm, true)?);
+    let with = Same::of(&drawn(&mut vm, &["--barrier"])?);
     eprintln!("microvm, with the barrier: {with}");
     ensure!(
         without.most > 0,
         "without the barrier nothing is equal either, so this shows nothing"
     );
     ensure!(with.most == 0, "after the barrier: {with}");
+    no_splat(&vm)
+}
+
+/// What AWS-LC's pull request 3418 does, as a client of ours: it maps `/dev/vmclock0`, seeds once
+/// when the counter has changed, and draws 4,096 times from that seed. Expect that clones repeat each
+/// other on the bare VMClock, and that they do not on `/dev/sysgenid`, nor if the client reads
+/// `/dev/vmgenid` before it seeds.
+fn a_library_that_maps_vmclock0_repeats_itself(context: &Context) -> Result<()> {
+    let mut options = firecracker(two_cpus());
+    options.parameter = vec!["sysgenid=1".into()];
+    let load = bench::add_ptp_vmclock(context, &mut options)?;
+    let mut vm = context.boot(options)?;
+    await_random(&vm)?;
+    vm.shell(&load)?;
+    grow_old(&mut vm)?;
+    // Where the process runs decides whether something else draws before it does. So there are
+    // several snapshots, and the process runs elsewhere in each.
+    let mut most = BTreeMap::<&str, Vec<usize>>::new();
+    for _ in 0..2 {
+        for (node, more) in [
+            ("/dev/vmclock0", &[][..]),
+            ("/dev/sysgenid", &[]),
+            ("/dev/vmgenid", &["--barrier"]),
+        ] {
+            let how = [&["--once", "--count", "4096", "--node", node], more].concat();
+            let same = Same::of(&drawn(&mut vm, &how)?);
+            most.entry(node).or_default().push(same.most);
+        }
+    }
+    eprintln!("seeded once, calls of 4,096 that another clone repeats, by snapshot: {most:?}");
+    for (node, most) in most {
+        let repeats = most.iter().any(|&calls| calls > 0);
+        ensure!(repeats == (node == "/dev/vmclock0"), "{node}: {most:?}");
+    }
     no_splat(&vm)
 }

@@ -177,7 +177,7 @@ fn hibernate(context: &Context, firmware: Firmware, how: &str) -> Result<()> {
     let mut vm = vmforks::boot(context, options(&disk("swap")))?;
     await_random(&vm)?;
     grow_old(&mut vm)?;
-    draws::start(&vm, true)?;
+    draws::start(&vm, &["--barrier"])?;
     // It reads the device when it is let go, not before: what the end of the hibernation does is
     // seen first.
     vm.shell("killall -STOP contract")?;

@@ -13,7 +13,7 @@ use crate::{
 use anyhow::{Context as _, Result, ensure};
 use std::{fs, process::Command};
 use tempfile::TempDir;
-use vm::{Add, Options, Source, Vm, kernel};
+use vm::{Options, Source, Vm, kernel};
 
 tests! {
     ctra_is_taken_where_both_exist
@@ -279,15 +279,7 @@ fn without_an_id_device_there_is_no_node(context: &Context) -> Result<()> {
 /// shows the same counter, and that a change reaches both.
 fn linuxs_driver_is_not_disturbed(context: &Context) -> Result<()> {
     let mut options = vmclock(42);
-    let mut load = String::from("true");
-    for module in bench::PTP_VMCLOCK {
-        let guest = format!("/{}", module.rsplit('/').next().unwrap_or(module));
-        load += &format!(" && insmod {guest}");
-        options.add.push(Add {
-            host: bench::built_in_tree(context, module)?,
-            guest,
-        });
-    }
+    let load = bench::add_ptp_vmclock(context, &mut options)?;
     let mut vm = context.boot(options)?;
     // 4 bytes at the counter's offset, by pread(2).
     let peek = "dd if=/dev/vmclock0 bs=4 skip=26 count=1 2>/dev/null | od -An -tu4";

@@ -102,7 +102,7 @@ impl Driver {
 }
 
 /// A module that comes with the guest's kernel.
-pub fn built_in_tree(context: &Context, path: &str) -> Result<PathBuf> {
+fn built_in_tree(context: &Context, path: &str) -> Result<PathBuf> {
     let kernel = context.host.link(&format!("kernel-{}", kernel::default()));
     Ok(kernel.join("build/drivers").join(path))
 }
@@ -182,7 +182,8 @@ fn observe(context: &Context, report: &mut Report) -> Result<()> {
     await_random(&vm)?;
     grow_old(&mut vm)?;
     for barrier in [false, true] {
-        let draws = clones::drawn(&mut vm, barrier)?;
+        let how: &[&str] = if barrier { &["--barrier"] } else { &[] };
+        let draws = clones::drawn(&mut vm, how)?;
         eprintln!(
             "{} the barrier: {}",
             with_or_without(barrier),
@@ -278,14 +279,10 @@ fn notification(context: &Context, driver: Driver) -> Result<String> {
     Ok(said)
 }
 
-/// Linux's driver of VMClock, and what that needs, in the order in which they are loaded.
-pub const PTP_VMCLOCK: [&str; 3] = ["pps/pps_core.ko", "ptp/ptp.ko", "ptp/ptp_vmclock.ko"];
-
-/// QEMU's vmclock, and Linux's driver of it.
-fn vmclock(context: &Context) -> Result<String> {
-    let mut options = counted(context, Driver::Mainline, false)?;
+/// Adds Linux's driver of VMClock to a guest. Returns the command that loads it.
+pub fn add_ptp_vmclock(context: &Context, options: &mut Options) -> Result<String> {
     let mut load = String::from("true");
-    for module in PTP_VMCLOCK {
+    for module in ["pps/pps_core.ko", "ptp/ptp.ko", "ptp/ptp_vmclock.ko"] {
         let guest = format!("/{}", module.rsplit('/').next().unwrap_or(module));
         load += &format!(" && insmod {guest}");
         options.add.push(Add {
@@ -293,6 +290,13 @@ fn vmclock(context: &Context) -> Result<String> {
             guest,
         });
     }
+    Ok(load)
+}
+
+/// QEMU's vmclock, and Linux's driver of it.
+fn vmclock(context: &Context) -> Result<String> {
+    let mut options = counted(context, Driver::Mainline, false)?;
+    let load = add_ptp_vmclock(context, &mut options)?;
     options.qemu_arg = ["-device", "vmclock"].map(String::from).into();
     let vm = context.boot(options)?;
     await_random(&vm)?;
