@@ -52,6 +52,9 @@ enum Program {
     },
     /// Test one promise
     Promise { name: String },
+    /// Test all promises for which the counter need not change, and print the results as KTAP; as
+    /// root, on any machine that has the device
+    Run,
     /// Spin on the mapped counter, and write down what happens when it changes
     Spin(spin::Args),
     /// Look at the counter in all ways at once, and write down what each sees
@@ -133,6 +136,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Program::Promise { name } => promises::run(&name),
+        Program::Run => return promises::run_all(),
         Program::Spin(args) => spin::run(args),
         Program::Warm(args) => warm::run(&args),
         Program::Draws(args) => warm::draws(&args),

@@ -26,7 +26,7 @@ use std::{
     fs,
     io::Write,
     os::unix::process::{CommandExt, ExitStatusExt},
-    process::{Command, Stdio},
+    process::{Command, ExitCode, Stdio},
 };
 
 type Promise = fn() -> anyhow::Result<()>;
@@ -144,6 +144,38 @@ pub fn run(name: &str) -> anyhow::Result<()> {
         .find(|(each, _)| *each == name)
         .with_context(|| format!("no such promise: {name}"))?;
     promise()
+}
+
+/// What kernel selftests exit with if there is nothing to test (`KSFT_SKIP`).
+const SKIP: u8 = 4;
+
+/// Tests each promise of [`ALL`] in a process of its own, and prints KTAP
+/// (`Documentation/dev-tools/ktap.rst`).
+pub fn run_all() -> ExitCode {
+    println!("KTAP version 1");
+    if !fs::exists(NODE).unwrap_or(false) {
+        println!("1..0 # SKIP no {NODE}");
+        return ExitCode::from(SKIP);
+    }
+    println!("1..{}", ALL.len());
+    let mut code = ExitCode::SUCCESS;
+    for (number, (name, _)) in (1..).zip(ALL) {
+        let run = Command::new("/proc/self/exe")
+            .args(["promise", name])
+            .output();
+        let (kept, said) = match run {
+            Ok(output) => (output.status.success(), output.stdout),
+            Err(err) => (false, err.to_string().into_bytes()),
+        };
+        for line in String::from_utf8_lossy(&said).lines() {
+            println!("# {line}");
+        }
+        println!("{}ok {number} {name}", if kept { "" } else { "not " });
+        if !kept {
+            code = ExitCode::FAILURE;
+        }
+    }
+    code
 }
 
 pub fn open() -> anyhow::Result<OwnedFd> {

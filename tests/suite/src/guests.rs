@@ -8,7 +8,7 @@ use crate::{
         Context, await_random, counter, driver, expect_reseeds, genctr, no_node, no_splat,
         settled_reseeds,
     },
-    tests,
+    promises, tests,
 };
 use anyhow::{Result, ensure};
 use vm::{Add, Flavour, Options, Vm};
@@ -19,6 +19,7 @@ tests! {
     without_the_device_the_module_loads_and_waits
     the_counter_needs_no_second_look
     beside_vmgenctr_the_other_module_is_refused
+    the_promises_run_as_a_kernel_selftest
 }
 
 fn reseeds_without_a_node(context: &Context, options: Options) -> Result<()> {
@@ -86,6 +87,39 @@ fn the_counter_needs_no_second_look(context: &Context) -> Result<()> {
             "{value}: {said}"
         );
     }
+    Ok(())
+}
+
+/// Expect KTAP of `contract run`: all promises kept; "not ok" with another device in the node's place;
+/// a skip without the node.
+fn the_promises_run_as_a_kernel_selftest(context: &Context) -> Result<()> {
+    let vm = context.boot(genctr(42))?;
+    let run = |script: &str| -> Result<(u8, Vec<String>)> {
+        let output = vm.exec(["sh", "-c", script])?;
+        let said = String::from_utf8(output.stdout)?;
+        let lines = said.lines().filter(|line| !line.starts_with('#'));
+        Ok((output.status.code(), lines.map(String::from).collect()))
+    };
+    let promises = promises::list(context, "contract", &["list"])?;
+    let (status, lines) = run("contract run")?;
+    let mut expected = vec!["KTAP version 1".into(), format!("1..{}", promises.len())];
+    let numbered = (1..).zip(&promises);
+    expected.extend(numbered.map(|(number, name)| format!("ok {number} {name}")));
+    ensure!(status == 0 && lines == expected, "{status}: {lines:#?}");
+    no_splat(&vm)?;
+
+    let (status, lines) = run("mv /dev/vmgenid /dev/real; mknod /dev/vmgenid c 1 3; contract run")?;
+    let broken = lines.iter().filter(|line| line.starts_with("not ok "));
+    let broken = broken.count();
+    ensure!(
+        status == 1 && lines.len() == expected.len() && broken > promises.len() / 2,
+        "/dev/null in its place: {status}: {lines:#?}"
+    );
+    let (status, lines) = run("rm /dev/vmgenid; contract run")?;
+    ensure!(
+        status == 4 && lines == ["KTAP version 1", "1..0 # SKIP no /dev/vmgenid"],
+        "without the node: {status}: {lines:#?}"
+    );
     Ok(())
 }
 
