@@ -24,6 +24,9 @@ say() {
 	printf '%s\n' "$*" >&2
 }
 
+[ "$(uname -m)" = x86_64 ] ||
+	die "this machine is $(uname -m): guests, QEMU and programs are built for x86_64 machines only"
+
 mkdir -p "$cache" 2>/dev/null ||
 	die "cannot create the cache $cache: set XDG_CACHE_HOME to a folder that can be written"
 cache=$(cd "$cache" && pwd -P)
@@ -142,11 +145,15 @@ need() {
 	fi
 }
 
-# The mirror that this machine takes its own Debian from.
+# The mirror that this machine takes its own Debian from, or VMGENID_MIRROR.
 mirror() {
+	[ -z "${VMGENID_MIRROR-}" ] || { echo "$VMGENID_MIRROR"; return; }
 	apt-get indextargets --format '$(CODENAME) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
 		awk '$1 ~ /^(bookworm|trixie)$/ && !found++ { print $2 }'
 }
+
+# shellcheck disable=SC2034 # scripts/buildroot uses it, too.
+no_mirror="apt knows no source of Debian 12 or 13 to take the mirror from: run apt-get update, or set VMGENID_MIRROR to the URL of a Debian mirror"
 
 # bootstrap TAR PACKAGES [MMDEBSTRAP-ARGUMENT...]: a small Debian, with these packages
 # (and commas between them), as an archive. Ordinary users can make one, too.
@@ -159,7 +166,7 @@ bootstrap() {
 		unshare --map-root-user --map-auto rm -rf "$temp"
 	fi
 	uri=$(mirror)
-	[ -n "$uri" ] || die "apt knows no source of Debian 12 or 13 to take the mirror from: run apt-get update, on Debian 12 or 13"
+	[ -n "$uri" ] || die "$no_mirror"
 	mkdir -m 711 "$temp"
 	printf '%s\n' "deb $uri trixie main" "deb $uri trixie-backports main" |
 		TMPDIR=$temp mmdebstrap --variant=minbase --include="$packages" \
