@@ -13,7 +13,7 @@ use crate::{
 use anyhow::{Context as _, Result, ensure};
 use std::{fs, process::Command};
 use tempfile::TempDir;
-use vm::{Options, Source, Vm, kernel};
+use vm::{Add, Options, Source, Vm, kernel};
 
 tests! {
     ctra_is_taken_where_both_exist
@@ -276,11 +276,16 @@ fn without_an_id_device_there_is_no_node(context: &Context) -> Result<()> {
 }
 
 /// Expect that `ptp_vmclock` binds its device before and after the module was loaded, that its node
-/// shows the same counter, and that a change reaches both.
+/// shows the same counter, and that a change reaches both. A client of `/dev/vmclock0` that was
+/// running before, ClockBound's, sees each change.
 fn linuxs_driver_is_not_disturbed(context: &Context) -> Result<()> {
     let mut options = vmclock(42);
     let load = bench::add_ptp_vmclock(context, &mut options)?;
-    let mut vm = context.boot(options)?;
+    options.add.push(Add {
+        host: context.program("clockbound"),
+        guest: "/bin/clockbound".into(),
+    });
+    let vm = context.boot(options)?;
     // 4 bytes at the counter's offset, by pread(2).
     let peek = "dd if=/dev/vmclock0 bs=4 skip=26 count=1 2>/dev/null | od -An -tu4";
     let same = |vm: &Vm, expected: u32| -> Result<()> {
@@ -290,13 +295,30 @@ fn linuxs_driver_is_not_disturbed(context: &Context) -> Result<()> {
     };
     vm.shell(&load)?;
     same(&vm, 42)?;
-    vm.set_genctr(43)?;
+    vm.shell("clockbound >/tmp/markers 2>&1 & echo $! >/tmp/clockbound")?;
+    // The marker grows by one with each change.
+    let markers = |expected: usize| {
+        wait(&format!("{expected} markers"), || {
+            let said = vm.shell("cat /tmp/markers")?;
+            let markers: Result<Vec<u64>, _> = said.lines().map(str::parse).collect();
+            let markers = markers.with_context(|| said.clone())?;
+            let in_a_row = markers.windows(2).all(|pair| pair[1] == pair[0] + 1);
+            ensure!(in_a_row && markers.len() <= expected, "markers: {said}");
+            Ok((markers.len() == expected).then_some(()))
+        })
+    };
+    markers(1)?;
+    vm.qom_set_counter(43)?;
     same(&vm, 43)?;
+    markers(2)?;
     reload(&vm)?;
     same(&vm, 43)?;
-    vm.shell("rmmod ptp_vmclock && insmod /ptp_vmclock.ko")?;
-    vm.set_genctr(44)?;
+    vm.qom_set_counter(44)?;
     same(&vm, 44)?;
+    markers(3)?;
+    vm.shell("kill $(cat /tmp/clockbound); rmmod ptp_vmclock && insmod /ptp_vmclock.ko")?;
+    vm.qom_set_counter(45)?;
+    same(&vm, 45)?;
 
     // Without /dev/vmgenid a user who may not open /dev/vmclock0 is told so, unless there is
     // another source.
