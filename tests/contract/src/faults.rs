@@ -290,15 +290,15 @@ fn bind(faults: &Faults, anew: bool) -> anyhow::Result<()> {
 /// functions, which the kernel counts for everybody.
 pub fn probe(again: bool) -> anyhow::Result<()> {
     let mut log = Log::from_now_on()?;
-    // It has this name in QEMU.
-    let device = Device::named("QEMUVGID:00");
+    // It has this name in QEMU. The device of `vmgenctr` is there once that is loaded.
+    let device = || Device::named("QEMUVGID:00");
     let result = if again {
-        device.try_bind()
+        device().try_bind()
     } else {
         let module = sys::open("/vmgenid.ko").context("open the module")?;
         rustix::system::finit_module(&module, c"", 0).map_err(Into::into)
     };
-    let outcome = outcome(&device, &mut log)?;
+    let outcome = outcome(&device(), &mut log)?;
     match result {
         Ok(()) => println!("{outcome}"),
         Err(err) => println!("{outcome}, {}", err.raw_os_error().unwrap_or_default()),

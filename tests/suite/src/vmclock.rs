@@ -151,8 +151,9 @@ fn a_page_that_lies_is_refused(context: &Context) -> Result<()> {
     no_splat(&vm)
 }
 
-/// Expect that `read` waits for the hypervisor to end a change of the page, but not for ever, and
-/// that a read which may not wait returns `EAGAIN`.
+/// Expect that `open`, and a read of a new counter, wait for the hypervisor to end a change of the
+/// page, but not for ever. A read of an unchanged counter does not wait: it returns as if it had come
+/// before the change.
 fn a_page_that_is_being_changed_is_waited_for(context: &Context) -> Result<()> {
     let vm = vmforks::boot(context, vmclock(42))?;
     vmforks::poke(&vm, PAGE + SEQ_COUNT, 1)?;
@@ -176,6 +177,7 @@ fn a_page_that_is_being_changed_is_waited_for(context: &Context) -> Result<()> {
                   (until [ -e /go ]; do sleep 0.1; done; dd bs=4 count=1 <&3; echo end) >/out 2>&1 &";
     vm.shell(&format!("{reader} true"))?;
     vmforks::poke(&vm, PAGE + SEQ_COUNT, 3)?;
+    vmforks::poke(&vm, PAGE + COUNTER, 43)?;
     vm.shell("touch /go")?;
     let said = wait("the end of the read", || {
         let said = vm.shell("cat /out")?;
@@ -185,6 +187,7 @@ fn a_page_that_is_being_changed_is_waited_for(context: &Context) -> Result<()> {
         said.contains("Input/output error"),
         "an odd sequence count: {said}"
     );
+    vmforks::poke(&vm, PAGE + COUNTER, 42)?;
     vmforks::poke(&vm, PAGE + SEQ_COUNT, 4)?;
     expect_counter(&vm, 42)?;
     no_splat(&vm)
