@@ -199,6 +199,10 @@ impl OpenFile {
     /// `ENODEV`: The device was unbound. And those of [`Counter::read`], [`Watched::apply_rule`] and
     /// [`Reseeds::next`].
     fn read(&self, may_wait: bool, is_read: bool) -> Result<u32> {
+        // Also where VMClock's page is being changed: nothing is due.
+        if let Some(value) = Operations::read_unchanged(self) {
+            return Ok(value);
+        }
         let Files {
             generation, source, ..
         } = &*self.files;

@@ -85,23 +85,33 @@ pub(crate) fn counter(
     if vmclock {
         sources.reverse();
     }
-    let (name, layout, address) = sources.into_iter().find_map(|(name, layout)| {
+    for (n, (name, layout)) in sources.into_iter().enumerate() {
         let address = match layout {
             Layout::Word => firmware::acpi::address(firmware, c"CTRA"),
             Layout::VmClock => firmware::vmclock::address(),
         };
-        Some((name, layout, address.transpose()?))
-    })?;
-
-    address
-        .and_then(ReservedPage::new)
-        .and_then(|page| match registry::publish(&page) {
-            Ok(true) => Counter::new(page, layout),
-            Ok(false) => Err("holds a generation ID"),
-            Err(_) => Err("cannot be noted: out of memory"),
-        })
-        .inspect_err(|wrong| complain(dev, name, wrong, "no generation counter, reseeding only"))
-        .ok()
+        let counter = match address {
+            Ok(None) => continue,
+            Ok(Some(address)) => {
+                ReservedPage::new(address).and_then(|page| match registry::publish(&page) {
+                    Ok(true) => Counter::new(page, layout),
+                    Ok(false) => Err("holds a generation ID"),
+                    Err(_) => Err("cannot be noted: out of memory"),
+                })
+            }
+            Err(wrong) => Err(wrong),
+        };
+        match counter {
+            Ok(counter) => return Some(counter),
+            // CTRA is there although VMClock was asked for.
+            Err(wrong) if vmclock && n == 0 => complain(dev, name, wrong, "trying CTRA"),
+            Err(wrong) => {
+                complain(dev, name, wrong, "no generation counter, reseeding only");
+                return None;
+            }
+        }
+    }
+    None
 }
 
 /// Logs a line if the machine has a VMClock, but no ACPI device with one of `ids`.

@@ -219,6 +219,12 @@ static inline int vmgenid_barrier(const struct vmgenid *v, uint64_t *generation)
 		break;
 	default:
 		for (;;) {
+			/* The page has all 64 bits, maybe of an earlier generation. */
+			if (vmgenid_maps_vmclock(v)) {
+				err = vmgenid_vmclock(v, generation);
+				if (err)
+					return err;
+			}
 			do {
 				len = read(v->fd, &number, sizeof(number));
 			} while (len < 0 && errno == EINTR);
@@ -228,10 +234,8 @@ static inline int vmgenid_barrier(const struct vmgenid *v, uint64_t *generation)
 				return -EIO;
 			if (!vmgenid_maps_vmclock(v))
 				break;
-			/* The page has all 64 bits, maybe of a later generation. */
-			err = vmgenid_vmclock(v, generation);
-			if (err || (uint32_t)*generation == number)
-				return err;
+			if ((uint32_t)*generation == number)
+				return 0;
 		}
 	}
 	*generation = number;

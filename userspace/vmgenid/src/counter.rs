@@ -263,12 +263,12 @@ impl Counter {
     ///
     /// - [`Error::Gone`]: the device was unbound; there is no barrier.
     /// - [`Error::NotTheDevice`]: the file does not behave like any of the devices.
-    /// - [`Error::Busy`]: of [`Source::Vmclock`] only.
+    /// - [`Error::Busy`]: only where the counter is VMClock's.
     pub fn barrier(&self) -> Result<Generation, Error> {
         let number = match self.source {
-            // A read returns 32 bits. The page has all 64, maybe of a later generation.
+            // A read returns 32 bits. The page has all 64, maybe of an earlier generation.
             Source::Vmgenid if self.vmclock => loop {
-                let (read, number) = (self.read()?, vmclock::load(&self.page)?);
+                let (number, read) = (vmclock::load(&self.page)?, self.read()?);
                 if number as u32 == read {
                     break number;
                 }
