@@ -82,8 +82,8 @@ impl<'a> Area<'a> {
         to_result(unsafe { bindings::vm_iomap_memory(self.0.as_ptr(), start, before + PAGE_SIZE) })
     }
 
-    /// Maps a page of the kernel in the same way, at offset 0, with the errors of `vm_insert_page()` instead.
-    /// The mapping holds a reference to the page.
+    /// Maps a page of the kernel in the same way, at offset 0, with the errors of
+    /// `vm_insert_page()` instead. The mapping holds a reference to the page.
     pub(crate) fn map_shared(self, page: &SharedPage) -> Result {
         self.make_readonly(0)?;
         self.0.set_dontexpand();

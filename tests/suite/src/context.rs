@@ -286,6 +286,16 @@ pub fn counter(vm: &Vm) -> Result<String> {
     Ok(vm.shell("contract counter")?.trim().into())
 }
 
+/// Expect that a read and the mapped page give this counter.
+pub fn expect_counter(vm: &Vm, expected: u32) -> Result<()> {
+    let said = counter(vm)?;
+    ensure!(
+        said == format!("read {expected}, mapped {expected}"),
+        "expected {expected}: {said}"
+    );
+    Ok(())
+}
+
 /// The lines that a script of the guest's shell prints.
 pub fn lines(vm: &Vm, script: &str) -> Result<Vec<String>> {
     Ok(vm.shell(script)?.lines().map(String::from).collect())

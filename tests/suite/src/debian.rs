@@ -181,8 +181,8 @@ fn a_build_that_fails_is_mended_and_the_module_is_loaded(context: &Context) -> R
     installed(context).map(drop)
 }
 
-/// Expect that VMClock's counter is behind `/dev/vmgenid` with Debian's own kernel, too, and that
-/// `/dev/vmclock0`, which Debian's kernel drives, is root's until an operator says otherwise.
+/// Expect that `/dev/vmgenid` returns VMClock's counter on Debian's own kernel. Expect that only root
+/// can read `/dev/vmclock0`, the node of Debian's own driver, until an operator changes its mode.
 fn vmclock_is_for_every_user_if_wanted(context: &Context) -> Result<()> {
     let mut vm = boot(
         context,

@@ -4,8 +4,8 @@
 
 use crate::{
     context::{
-        Context, await_random, counter, driver, expect_reseeds, genctr, generation, is_builtin,
-        no_splat, reseeds, settled_reseeds, wait,
+        Context, await_random, driver, expect_counter, expect_reseeds, genctr, generation,
+        is_builtin, no_splat, reseeds, settled_reseeds, wait,
     },
     tests,
 };
@@ -23,15 +23,6 @@ tests! {
 
 /// The GPE that tells QEMU's guests of a new ID.
 const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
-
-fn expect_counter(vm: &Vm, expected: u32) -> Result<()> {
-    let said = counter(vm)?;
-    ensure!(
-        said == format!("read {expected}, mapped {expected}"),
-        "expected {expected}: {said}"
-    );
-    Ok(())
-}
 
 /// A guest in which notifications are held back.
 fn without_notifications(context: &Context) -> Result<Vm> {

@@ -202,7 +202,7 @@ impl Counter {
             (_, page) => (page, source == Source::Vmclock),
         };
         let page = page.map_err(|errno| match (source, errno) {
-            // An unbound device says so to a read, too.
+            // A read of an unbound device fails with the same error. A read of another device does not.
             (Source::Vmgenid, Errno::NODEV)
                 if retry_on_intr(|| read(&fd, &mut [0; 4])) == Err(Errno::NODEV) =>
             {
