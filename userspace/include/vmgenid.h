@@ -295,7 +295,7 @@ static inline int vmgenid_open_fd(struct vmgenid *v, enum vmgenid_source source,
 			    (off_t)sysconf(_SC_PAGESIZE));
 	}
 	if (page == MAP_FAILED)
-		return -errno;
+		return vmclock && errno == ENODEV && source != VMGENID_SOURCE_VMGENID ? -EINVAL : -errno;
 	v->page = (const volatile unsigned char *)page;
 	v->source = source;
 	v->word = (const volatile uint64_t *)page;

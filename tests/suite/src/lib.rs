@@ -69,10 +69,11 @@ const TINY_ONLY: [&str; 6] = [
 /// What the driver promises whatever it is loaded with, and wherever the counter is: with
 /// VMGENID_PARAMETERS, VMGENID_SOURCE or VMGENID_MACHINE in the environment, the rest is shown as
 /// ignored.
-const PARAMETERS: [&str; 7] = [
+const PARAMETERS: [&str; 8] = [
     "changes::",
     "clones::",
     "contention::",
+    "library::header::",
     "lifecycle::",
     "promises::",
     "reseeds::",
