@@ -15,7 +15,7 @@
 //! tests/contract/src/preempt.rs), and the kernel thread goes on.
 
 use crate::{
-    context::{Context, await_random, genctr, wait},
+    context::{Context, await_random, genctr, parameters, wait},
     draws::{Draws, Same},
     tests,
 };
@@ -206,6 +206,11 @@ impl Symbols {
             None => format!("{address:#x}"),
         }
     }
+}
+
+/// The address of a function of the guest's kernel, for a breakpoint.
+pub fn function(vm: &Vm, name: &str) -> Result<u64> {
+    Ok(Symbols::of(vm)?.function(name)?.start)
 }
 
 /// A function's name, without what the compiler added: the types that it was made for, and the
@@ -691,11 +696,14 @@ fn every_instruction_of_the_drivers_reseed(context: &Context) -> Result<()> {
 
 /// For `make stepper`: takes a snapshot at every instruction of a path, and prints a table. With
 /// VMGENID_WINDOW in the environment, of the kernel's reseed only those at which a key is in danger.
+/// With VMGENID_PARAMETERS=early_look=0, only without the early look.
 fn every_instruction(context: &Context, path: Path) -> Result<()> {
     let window_only = std::env::var_os("VMGENID_WINDOW").is_some();
     let mut table = Table::default();
     let mut failures = Vec::new();
-    for early_look in [1, 0] {
+    let without = parameters().as_deref() == Some("early_look=0");
+    let looks: &[u8] = if without { &[0] } else { &[1, 0] };
+    for early_look in looks {
         for smp in [1, 2] {
             let column = format!("{smp} CPU, early_look={early_look}");
             let options = Options {

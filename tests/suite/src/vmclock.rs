@@ -8,10 +8,10 @@
 use crate::{
     bench,
     context::{Context, expect_counter, genctr, no_node, no_splat, wait},
-    tests, vmforks,
+    stepper, tests, vmforks,
 };
 use anyhow::{Context as _, Result, ensure};
-use std::{fs, process::Command};
+use std::{fs, process::Command, thread};
 use tempfile::TempDir;
 use vm::{Add, Options, Source, Vm, kernel};
 
@@ -193,13 +193,17 @@ fn a_page_that_is_being_changed_is_waited_for(context: &Context) -> Result<()> {
     let said = read(2)?;
     ensure!(said.contains("Input/output error"), "a new one: {said}");
     // The hypervisor ends its change while an `open` waits.
-    let ended = format!(
-        "dd if=/dev/vmgenid bs=4 count=1 2>/tmp/waited | od -An -tu4 >>/tmp/waited & sleep 0.03; \
-         echo {} 4 >/sys/kernel/debug/vmforks/poke; wait; cat /tmp/waited",
-        PAGE + SEQ_COUNT
-    );
-    let said = vm.shell(&ended)?;
-    ensure!(said.trim().ends_with("43"), "a change that ends: {said}");
+    let waits = stepper::function(&vm, "kernel::time::delay::fsleep")?;
+    let said = thread::scope(|scope| {
+        let mut gdb = vm.debug()?;
+        gdb.set_breakpoint(waits)?;
+        let read = scope.spawn(|| vm.shell("dd if=/dev/vmgenid bs=4 count=1 | od -An -tu4"));
+        gdb.run()?;
+        vm.qom_set_counter(44)?;
+        drop(gdb);
+        read.join().expect("a thread that does not panic")
+    })?;
+    ensure!(said.trim() == "44", "a change that ends: {said}");
     vmforks::poke(&vm, PAGE + COUNTER, 42)?;
     expect_counter(&vm, 42)?;
     no_splat(&vm)
