@@ -144,6 +144,23 @@ static void a_vmclock_is_read_under_its_sequence_count(void)
 	same(barrier(&v), 0x89abcdefll);
 }
 
+/* Not a test: calls the barrier as soon as the page has another counter. */
+static void barrier_at_the_next_change(void)
+{
+	struct vmgenid v = open_best();
+	uint64_t since = barrier(&v), generation = 0;
+	const struct timespec pause = { 0, 1000000 };
+	int err;
+
+	printf("waiting at %llu\n", (unsigned long long)since);
+	fflush(stdout);
+	while (vmgenid_get(&v) == since)
+		nanosleep(&pause, NULL);
+	err = vmgenid_barrier(&v, &generation);
+	printf("barrier: %d, %llu\n", err, (unsigned long long)generation);
+	vmgenid_close(&v);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct {
@@ -159,6 +176,10 @@ int main(int argc, char **argv)
 	};
 	size_t i;
 
+	if (argc == 2 && !strcmp(argv[1], "--barrier")) {
+		barrier_at_the_next_change();
+		return 0;
+	}
 	for (i = 0; i < sizeof(tests) / sizeof(*tests); i++) {
 		if (argc == 1)
 			puts(tests[i].name);

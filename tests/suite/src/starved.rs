@@ -74,26 +74,28 @@ fn worked(vm: &Vm) -> Result<u32> {
     Ok(worked.trim().parse()?)
 }
 
-/// Expect that while a runnable kernel thread does not run, a read waits; a read with O_NONBLOCK is
-/// EAGAIN and poll(0) says "not ready", at once, also while somebody waits under the driver's mutex.
-/// When the thread has run, all are told.
+/// Expect that while a runnable kernel thread does not run, a read waits, and so does the header's
+/// barrier; a read with O_NONBLOCK is EAGAIN and poll(0) says "not ready", at once, also while a
+/// reader waits. When the thread has run, all are told.
 fn calls_that_must_not_sleep_return_at_once(context: &Context) -> Result<()> {
     let start = |vm: &Vm, way: &str| -> Result<Background> {
         let process = Background::start(vm, &format!("exec contract at-once --way {way}"))?;
         process.await_line(vm, &format!("waiting at {FIRST}"))?;
         Ok(process)
     };
-    let (mut starved, (read, [nonblock, poll], waiter)) = Starved::boot(context, |vm| {
+    let (mut starved, (read, [nonblock, poll], header, waiter)) = Starved::boot(context, |vm| {
         let waiter = Background::start(vm, "exec contract wait --out /tmp/waiter")?;
         let processes = [start(vm, "nonblock")?, start(vm, "poll")?];
-        Ok((start(vm, "read")?, processes, waiter))
+        let header = Background::start(vm, "exec header --barrier")?;
+        header.await_line(vm, &format!("waiting at {FIRST}"))?;
+        Ok((start(vm, "read")?, processes, header, waiter))
     })?;
     let before = published(&starved.vm)?;
     starved.vm.set_genctr(FIRST + 1)?;
 
-    // The last two come while the first one has the mutex.
     let vm = &starved.vm;
     read.await_blocked(vm)?;
+    header.await_blocked(vm)?;
     for (process, expected) in [(&nonblock, "EAGAIN"), (&poll, "not-ready")] {
         let (answer, took) = wait("an answer", || Reply::first(&process.says(vm)?, FIRST + 1))?;
         ensure!(
@@ -103,6 +105,7 @@ fn calls_that_must_not_sleep_return_at_once(context: &Context) -> Result<()> {
     }
     vm.shell("sleep 2")?;
     ensure!(read.is_blocked(vm)?, "the read did not wait");
+    ensure!(header.is_blocked(vm)?, "the header's barrier did not wait");
     expect_published(vm, before)?;
     let said = lines(vm, "cat /tmp/waiter")?;
     ensure!(said.len() == 1, "the waiter says: {said:?}");
@@ -113,6 +116,7 @@ fn calls_that_must_not_sleep_return_at_once(context: &Context) -> Result<()> {
         ensure!(reply.answer == expected, "not {expected}: {reply:?}");
         eprintln!("{reply:?}");
     }
+    header.await_line(vm, &format!("barrier: 0, {}", FIRST + 1))?;
     wait("the waiter is woken", || {
         let said = lines(vm, "cat /tmp/waiter")?;
         Ok((said.len() == 2).then_some(()))

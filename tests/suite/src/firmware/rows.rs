@@ -47,6 +47,9 @@ const NAMES: &str = r#"Name (_HID, "VMGENCTR")"#;
 const ADDR: &str = "Name (ADDR, Package () { <id>, 0 })";
 const CTRA: &str = "Name (CTRA, Package () { <page>, 0 })";
 
+/// The ID of Firecracker's guests on x86, below 1 MiB.
+const FIRECRACKER: &str = "Name (ADDR, Package () { 0x000DFFF0, 0 })";
+
 const NOT_A_PACKAGE: &str = "is not a package";
 const NOT_TWO: &str = "is not a package of two elements";
 const NOT_INTEGER: &str = "has an element that is not an integer";
@@ -497,6 +500,30 @@ fn all_of_pc() -> Vec<Row> {
         Row {
             names: r#"Name (_HID, "VMGT0001") Name (_CID, Package () { "VMGT0002", "VMGENCTR", "VM_GEN_COUNTER" })"#,
             ..row("sound_by_one_of_its_cids", "<ADDR> <CTRA>", Outcome::Node)
+        },
+        // What hypervisors' own firmware says. They have no CTRA.
+        Row {
+            names: r#"Name (_HID, "VMGENCTR") Name (_CID, "VM_Gen_Counter") Name (_DDN, "VM_Gen_Counter")"#,
+            ..row("firecracker_1_16", FIRECRACKER, Outcome::Reseeds(None))
+        },
+        Row {
+            names: r#"Name (_HID, "FCVMGID") Name (_CID, "VM_Gen_Counter") Name (_DDN, "VM_Gen_Counter")"#,
+            ..row("firecracker_1_15", FIRECRACKER, Outcome::Reseeds(None))
+        },
+        Row {
+            names: r#"Name (_HID, "Hyper_V_Gen_Counter_V1") Name (_CID, "VM_Gen_Counter") Name (_DDN, "VM_Gen_Counter")"#,
+            ..row(
+                "hyper_v",
+                "Name (GCAL, <id>) Name (GCAH, 0)
+                 Method (ADDR)
+                 {
+                     Name (LPKG, Package (2) { 0, 0 })
+                     LPKG[0] = GCAL
+                     LPKG[1] = GCAH
+                     Return (LPKG)
+                 }",
+                Outcome::Reseeds(None),
+            )
         },
         // The compiler would count for itself: 3 elements, announced as 2.
         Row {
