@@ -59,7 +59,6 @@ test:
 ifeq ($(KERNEL),tiny)
 	@VMGENID_KERNEL=tiny VMGENID_PARAMETERS=early_look=0 scripts/test
 	@VMGENID_KERNEL=tiny VMGENID_MACHINE=microvm VMGENID_SOURCE=vmclock scripts/test
-	@VMGENID_KERNEL=tiny VMGENID_SOURCE=vmclock scripts/test reseeds::
 	@VMGENID_KERNEL=builtin scripts/test
 endif
 

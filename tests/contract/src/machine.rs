@@ -22,8 +22,11 @@ const MODULE: &str = "/vmgenid.ko";
 /// What it is loaded with.
 const PARAMETERS: &str = "/vmgenid.parameters";
 const DEVICES: &str = "/sys/bus/platform/devices";
-/// The GPE that tells QEMU's guests of a new ID.
+/// The GPE that tells QEMU's guests of a new ID, on a PC.
 const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
+/// The driver of what tells those on microvm, the Generic Event Device, and its device.
+const GED: &str = "/sys/bus/platform/drivers/acpi-ged";
+const GED_DEVICE: &str = "ACPI0013:00";
 /// What the kernel says when it was reseeded because of a new ID.
 const RESEEDED: &str = "crng reseeded due to virtual machine fork";
 
@@ -129,14 +132,23 @@ pub struct Masked(());
 
 impl Masked {
     pub fn new() -> anyhow::Result<Self> {
-        fs::write(GPE, "mask\n").context("mask")?;
+        if fs::exists(GPE)? {
+            fs::write(GPE, "mask\n").context("mask")?;
+        } else {
+            fs::write(format!("{GED}/unbind"), GED_DEVICE).context("unbind the GED")?;
+        }
         Ok(Self(()))
     }
 }
 
 impl Drop for Masked {
     fn drop(&mut self) {
-        let _ = fs::write(GPE, "unmask\n");
+        if fs::write(GPE, "unmask\n").is_err() {
+            let _ = fs::write(format!("{GED}/bind"), GED_DEVICE);
+            // The interrupts that came meanwhile are lost. At the next one, the GED tells all that
+            // it was to tell.
+            let _ = press();
+        }
     }
 }
 

@@ -130,8 +130,8 @@ fn main() -> ExitCode {
                 (_, true) => promises::SYSGENID,
                 _ => promises::ALL,
             };
-            for (name, _) in list {
-                println!("{name}");
+            for (name, on, _) in list {
+                println!("{name}{on}");
             }
             Ok(())
         }

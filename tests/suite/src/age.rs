@@ -17,7 +17,7 @@ use vm::{Machine, Options, Vm, kernel};
 tests! {
     a_clock_that_wraps_cannot_be_moved
     every_machine_grows_old
-    a_guest_whose_clock_was_moved_is_as_one_that_waited
+    a_guest_whose_clock_was_moved_is_as_one_that_waited [Soak]
 }
 
 /// How old such a guest is, in seconds: twice CRNG_RESEED_INTERVAL in drivers/char/random.c, and

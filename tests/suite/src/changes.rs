@@ -155,20 +155,20 @@ pub fn trials() -> Result<Vec<Trial>> {
     let with_sysgenid = Shared::new();
     let mut guests = BTreeMap::<String, Shared<Guest>>::new();
     let mut trials = Vec::new();
-    for name in promises::list(&Context::new()?, "contract", &["list", "--changes"])? {
+    for (name, on) in promises::list(&Context::new()?, "contract", &["list", "--changes"])? {
         let subject = name.split("::").next().unwrap_or_default();
         let shared = guests.entry(subject.into()).or_insert_with(Shared::new);
         let boot = |context: &Context| Guest::boot(context, Options::default());
-        trials.push(shared.trial(format!("changes::{name}"), boot, promise(name)));
+        trials.push(shared.trial(format!("changes::{name}"), on, boot, promise(name)));
     }
-    for name in promises::list(&Context::new()?, "contract", &["list", "--sysgenid"])? {
+    for (name, on) in promises::list(&Context::new()?, "contract", &["list", "--sysgenid"])? {
         let boot = |context: &Context| {
             let guest = Guest::boot(context, without_module(Options::default()))?;
             let load = format!("insmod /vmgenid.ko {PARAMETERS} sysgenid=1");
             guest.vm.shell(&load)?;
             Ok(guest)
         };
-        trials.push(with_sysgenid.trial(format!("changes::{name}"), boot, promise(name)));
+        trials.push(with_sysgenid.trial(format!("changes::{name}"), on, boot, promise(name)));
     }
     Ok(trials)
 }

@@ -19,12 +19,13 @@ use std::{
 use vm::{Name, Options, Source, Vm};
 
 tests! {
+    [AnySetup];
     no_look_is_stale_and_no_draw_is_twice (20 min)
     a_counter_that_comes_late_is_noticed
     draws_after_the_barrier_differ_in_every_clone (20 min)
     the_counter_is_new_before_the_first_instruction
     a_restore_that_fails_says_so
-    a_thousand_restores
+    a_thousand_restores [Soak]
 }
 
 /// How many clones each of the tests makes.

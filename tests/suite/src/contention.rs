@@ -5,7 +5,7 @@
 
 use crate::{
     context::{Context, genctr, generation, is_builtin, no_splat, scaled, wait},
-    tests,
+    notifications, tests,
     vmforks::{self, Background, count, expect_count, notify},
 };
 use anyhow::{Result, ensure};
@@ -15,6 +15,7 @@ use vm::{
 };
 
 tests! {
+    [AnySetup];
     readers_alone_reseed_once_per_id
     readers_and_notifications_take_turns
     nobody_learns_of_a_running_change_before_the_reseed
@@ -22,8 +23,6 @@ tests! {
     notifications_without_a_change_do_nothing
     no_lock_is_held_while_a_buffer_faults
 }
-
-const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
 
 /// The counter that the guests begin with.
 const FIRST: u32 = 1000;
@@ -41,10 +40,6 @@ fn boot(context: &Context) -> Result<Vm> {
             ..genctr(FIRST)
         },
     )
-}
-
-fn mask(vm: &Vm) -> Result<()> {
-    vm.shell(&format!("echo mask >{GPE}")).map(drop)
 }
 
 /// Starts those who look, and waits until all of them do.
@@ -81,12 +76,12 @@ fn step_by_step(vm: &mut Vm, arguments: &str, notified: u32) -> Result<()> {
 
 fn readers_alone_reseed_once_per_id(context: &Context) -> Result<()> {
     let mut vm = boot(context)?;
-    mask(&vm)?;
+    notifications::hold(&vm)?;
     // The kernel's own driver knows nothing yet of what ours has seen.
     let ours = u32::from(!is_builtin());
     step_by_step(&mut vm, "--readers 64 --pollers 8 --poll-again 20", ours)?;
     // The notification that comes late finds nothing to do, or the last ID.
-    vm.shell(&format!("echo unmask >{GPE}"))?;
+    notifications::release(&vm)?;
     notify(&vm, 1)?;
     expect_count(&vm, if is_builtin() { 1 } else { steps() })
 }
@@ -195,7 +190,7 @@ fn no_lock_is_held_while_a_buffer_faults(context: &Context) -> Result<()> {
         ..genctr(FIRST)
     };
     let mut vm = vmforks::boot(context, options)?;
-    mask(&vm)?;
+    notifications::hold(&vm)?;
     let disk = vm.shell("cd /sys/block; grep -lx 2048 */size")?;
     let disk = format!("/dev/{}", disk.trim().trim_end_matches("/size"));
     vm.qmp(&qom_set {

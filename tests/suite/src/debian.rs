@@ -17,6 +17,7 @@ use std::{
 use vm::{Add, Flavour, Options, Source, Vm, kernel};
 
 tests! {
+    [Debian];
     a_build_that_fails_is_mended_and_the_module_is_loaded (30 min)
     a_user_reads_maps_and_polls (30 min)
     vmclock_is_for_every_user_if_wanted (30 min)

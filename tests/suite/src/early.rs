@@ -5,7 +5,7 @@
 use crate::{
     changes::Guest,
     context::{Context, await_random, driver, genctr, generation, lines, no_splat, scaled, wait},
-    tests,
+    notifications, tests,
     vmforks::{self, Background, count, expect_count, expect_published, notify, published},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -30,11 +30,10 @@ tests! {
     it_claims_no_interrupt
     unbinding_in_the_middle_of_interrupts_loses_nothing
     hardware_reduced_acpi_has_no_early_look
-    an_interrupt_for_others_costs_little
+    an_interrupt_for_others_costs_little [Tiny]
 }
 
-/// The GPE of the device, and that of CPUs that come and go.
-const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
+/// The GPE of CPUs that come and go.
 const CPUS_GPE: &str = "/sys/firmware/acpi/interrupts/gpe02";
 
 /// The parameter that turns it off.
@@ -80,7 +79,7 @@ fn irq(vm: &Vm) -> Result<u32> {
 /// A change that no interrupt tells of; then one that is for the power button. Returns how many IDs
 /// had been published before.
 fn change_then_press(guest: &Guest) -> Result<u32> {
-    guest.vm.shell(&format!("echo mask >{GPE}"))?;
+    notifications::hold(&guest.vm)?;
     let before = published(&guest.vm)?;
     guest.change()?;
     expect_published(&guest.vm, before)?;
@@ -95,7 +94,7 @@ fn any_interrupt_of_acpi_will_do(context: &Context) -> Result<()> {
     let before = change_then_press(&guest)?;
     expect_published(&guest.vm, before + 1)?;
     guest.check(&["contract", "button", "--presses", "10"])?;
-    guest.vm.shell(&format!("echo unmask >{GPE}"))?;
+    notifications::release(&guest.vm)?;
     notify(&guest.vm, 1)?;
     expect_published(&guest.vm, before + 1)?;
     expect_count(&guest.vm, 1)?;
@@ -105,7 +104,7 @@ fn any_interrupt_of_acpi_will_do(context: &Context) -> Result<()> {
 /// Expect that a notification reseeds that no interrupt has announced.
 fn a_notification_without_an_interrupt_reseeds(context: &Context) -> Result<()> {
     let guest = boot(context, options())?;
-    guest.vm.shell(&format!("echo mask >{GPE}"))?;
+    notifications::hold(&guest.vm)?;
     let before = published(&guest.vm)?;
     for n in 1..=5 {
         guest.change()?;
@@ -318,7 +317,8 @@ fn it_claims_no_interrupt(context: &Context) -> Result<()> {
     let second = unclaimed()?;
     ensure!(second != first, "it claims what is for nobody: {first}");
 
-    vm.shell(&format!("echo mask >{GPE}; sleep 1"))?;
+    notifications::hold(vm)?;
+    vm.shell("sleep 1")?;
     let before = published(vm)?;
     guest.change()?;
     vmforks::interrupt(vm, 1)?;

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use vm::{Options, Vm, kernel};
 
 tests! {
+    [Debug];
     each_fault_of_a_first_probe_is_unwound (20 min)
     each_fault_of_a_probe_is_unwound (20 min)
     each_fault_of_a_call_is_unwound (20 min)

@@ -29,14 +29,14 @@ tests! {
 pub fn trials() -> Result<Vec<Trial>> {
     let shared = Shared::new();
     let names = promises::list(&Context::new()?, "header", &[])?;
-    let trial = |name: String| {
+    let trial = |(name, on): (String, _)| {
         let boot = |context: &Context| Guest::boot(context, Options::default());
         // What it has to know to unbind the device.
         let script = format!(
             "cd {} && DEVICE=$(basename *[:.]*) BIND=$PWD/bind UNBIND=$PWD/unbind exec header {name}",
             driver()
         );
-        shared.trial(format!("library::header::{name}"), boot, move |guest| {
+        shared.trial(format!("library::header::{name}"), on, boot, move |guest| {
             guest.check(&["sh", "-c", &script])
         })
     };

@@ -4,7 +4,7 @@
 //! do it: the same has to come of it.
 
 use crate::{
-    Trial,
+    On, Trial,
     context::{Context, counter, genctr, wait},
     tests,
     warm::{self, Draws, Moment, Warm},
@@ -18,6 +18,7 @@ use vm::{
 };
 
 tests! {
+    [Tiny];
     a_killed_savevm_leaves_earlier_snapshots_whole (20 min)
 }
 
@@ -45,7 +46,7 @@ pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
     let mut trial = |name: String, options: Options| {
         let test = move |context: &Context| restores(context, options);
-        trials.push(crate::trial(&name.to_lowercase(), 20, test));
+        trials.push(crate::trial(&name.to_lowercase(), 20, vec![On::Tiny], test));
     };
     for smp in [1, 2, 4] {
         for machine in machines {

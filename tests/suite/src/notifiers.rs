@@ -7,7 +7,7 @@ use crate::{
     age::grow_old,
     clones::two_cpus,
     context::{Context, Reply, genctr, is_builtin, no_splat, patience, wait},
-    tests,
+    notifications, tests,
     vmforks::{self, Background, count, expect_count, expect_published, notify, published},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -22,8 +22,6 @@ tests! {
     a_notifier_that_sleeps_holds_up_nobody
     they_are_called_once_per_published_id
 }
-
-const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
 
 /// The counter that the guests begin with.
 const FIRST: u32 = 42;
@@ -92,7 +90,7 @@ fn rtnl_in_other_hands_holds_up_nobody(context: &Context) -> Result<()> {
     for masked in [false, true] {
         let name: Name = if masked { "masked" } else { "notified" }.parse()?;
         if masked {
-            vm.shell(&format!("echo mask >{GPE}"))?;
+            notifications::hold(&vm)?;
         }
         vm.snapshot(&name)?;
         // The calls that have the kernel reseeded, one in each.

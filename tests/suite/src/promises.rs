@@ -4,7 +4,7 @@
 //! programs know them; each becomes a test.
 
 use crate::{
-    Trial,
+    On, Trial,
     context::{Context, genctr},
     shared::Shared,
 };
@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result, ensure};
 use std::process::Command;
 use vm::Vm;
 
-/// The names of promises, as a test program lists them.
-pub fn list(context: &Context, program: &str, args: &[&str]) -> Result<Vec<String>> {
+/// The names of promises, as a test program lists them, and where each is kept.
+pub fn list(context: &Context, program: &str, args: &[&str]) -> Result<Vec<(String, Vec<On>)>> {
     let program = context.program(program);
     let list = Command::new(&program).args(args).output();
     let list = list.with_context(|| format!("cannot run {}", program.display()))?;
@@ -24,16 +24,24 @@ pub fn list(context: &Context, program: &str, args: &[&str]) -> Result<Vec<Strin
         program.display(),
         list.status
     );
-    Ok(names.lines().map(String::from).collect())
+    names
+        .lines()
+        .map(|line| {
+            let mut words = line.split(' ');
+            let name = words.next().unwrap_or_default().into();
+            let on: Result<Vec<_>> = words.map(str::parse).collect();
+            Ok((name, [vec![On::AnySetup], on?].concat()))
+        })
+        .collect()
 }
 
 pub fn trials() -> Result<Vec<Trial>> {
     let names = list(&Context::new()?, "contract", &["list"])?;
     let shared = Shared::new();
-    let trial = |promise: String| {
+    let trial = |(promise, on): (String, _)| {
         let boot = |context: &Context| context.boot(genctr(42));
         let name = format!("promises::{promise}");
-        shared.trial(name, boot, move |vm| check(vm, &promise))
+        shared.trial(name, on, boot, move |vm| check(vm, &promise))
     };
     Ok(names.into_iter().map(trial).collect())
 }

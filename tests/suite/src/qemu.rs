@@ -11,9 +11,9 @@ use std::{fs, process::Command};
 use vm::{Flavour, Options, Vm, qapi::qmp};
 
 tests! {
-    its_own_tests_pass (30 min)
-    without_genctr_the_firmware_tables_are_those_of_stock_qemu
-    without_genctr_the_migration_stream_is_that_of_stock_qemu
+    its_own_tests_pass (30 min) [Tiny]
+    without_genctr_the_firmware_tables_are_those_of_stock_qemu [Tiny]
+    without_genctr_the_migration_stream_is_that_of_stock_qemu [Tiny]
     genctr_set_at_run_time_comes_with_a_new_id
     a_reset_guest_sees_the_new_counter
     a_snapshot_with_a_counter_is_refused_without_genctr

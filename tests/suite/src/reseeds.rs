@@ -7,12 +7,13 @@ use crate::{
         Context, await_random, driver, expect_counter, expect_reseeds, genctr, generation,
         is_builtin, no_splat, reseeds, settled_reseeds, wait,
     },
-    tests,
+    notifications, tests,
 };
 use anyhow::{Result, ensure};
 use vm::{Options, Vm};
 
 tests! {
+    [AnySetup];
     a_notification_reseeds_once
     read_reseeds_before_the_notification
     read_reseeds_for_an_id_that_comes_without_a_new_counter
@@ -21,14 +22,11 @@ tests! {
     a_restore_between_unbind_and_bind_is_caught
 }
 
-/// The GPE that tells QEMU's guests of a new ID.
-const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
-
 /// A guest in which notifications are held back.
 fn without_notifications(context: &Context) -> Result<Vm> {
     let vm = context.boot(genctr(42))?;
     await_random(&vm)?;
-    vm.shell(&format!("echo mask >{GPE}"))?;
+    notifications::hold(&vm)?;
     Ok(vm)
 }
 
@@ -88,14 +86,10 @@ fn read_reseeds_before_the_notification(context: &Context) -> Result<()> {
         expect_reseeds(&vm, before + (n + 1) * told())?;
     }
     // Nor for the notification that comes late.
-    vm.shell(&format!("echo unmask >{GPE}"))?;
-    let handled = format!("awk '{{ exit !($1 > 0) }}' {GPE}");
+    let count = notifications::count(&vm)?;
+    notifications::release(&vm)?;
     wait("the notification", || {
-        Ok(vm
-            .exec(["sh", "-c", &handled])?
-            .status
-            .success()
-            .then_some(()))
+        Ok((notifications::count(&vm)? > count).then_some(()))
     })?;
     vm.shell("sleep 1")?;
     // The kernel's own driver learns of the last ID only, now.

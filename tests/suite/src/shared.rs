@@ -3,7 +3,7 @@
 //! Guests that several tests share, one test after the other.
 
 use crate::{
-    MINUTES, Trial,
+    MINUTES, On, Trial,
     context::Context,
     deadline::{Guests, caught},
     reports::Reports,
@@ -66,6 +66,7 @@ impl<G: Guest> Shared<G> {
     pub fn trial(
         &self,
         name: String,
+        on: Vec<On>,
         boot: impl FnOnce(&Context) -> Result<G> + Send + 'static,
         test: impl FnOnce(&G) -> Result<()> + Send + 'static,
     ) -> Trial {
@@ -76,7 +77,7 @@ impl<G: Guest> Shared<G> {
             let name = name.clone();
             move || shared.run(&name, boot, test)
         });
-        (name, run)
+        Trial { name, on, run }
     }
 
     /// The last test ends the guest, and its result has what the guest's kernel reports then. No
@@ -91,7 +92,7 @@ impl<G: Guest> Shared<G> {
         // One at a time: some take the module out of use.
         let mut guest = self.guest.lock().unwrap_or_else(PoisonError::into_inner);
         let last = Arc::into_inner(self.tests).is_some();
-        crate::run(name, MINUTES, &self.guests, || {
+        crate::run(name, Some(MINUTES), &self.guests, || {
             let result = caught(|| {
                 let guest = match &mut *guest {
                     Some(guest) => guest,

@@ -8,7 +8,7 @@ use crate::{
     clones::two_cpus,
     context::{Context, await_random, genctr, generation, is_builtin, no_splat, wait},
     draws::{self, Draws, Same},
-    tests,
+    notifications, tests,
     vmforks::{self, Background, expect_count, expect_published, published},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -26,7 +26,6 @@ tests! {
     a_hibernated_machine_differs_in_two_with_its_id_in_nvs (20 min)
 }
 
-const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
 const FIRST: u32 = 42;
 
 /// A guest in which nothing but the end of the suspend can tell the driver of a change: its
@@ -40,7 +39,7 @@ fn deaf(context: &Context) -> Result<(Vm, u32)> {
         ..genctr(FIRST)
     };
     let vm = vmforks::boot(context, options)?;
-    vm.shell(&format!("echo mask >{GPE}"))?;
+    notifications::hold(&vm)?;
     let published = published(&vm)?;
     Ok((vm, published))
 }

@@ -6,7 +6,7 @@
 
 use crate::{
     context::{Context, Reply, genctr, lines, no_splat, patience, wait},
-    tests,
+    notifications, tests,
     vmforks::{self, Background, expect_published, published},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -130,7 +130,7 @@ fn calls_that_must_not_sleep_return_at_once(context: &Context) -> Result<()> {
 /// read, also where the counter has become the complement of what it was.
 fn poll_owes_nothing_after_the_complement_was_read(context: &Context) -> Result<()> {
     let (mut starved, process) = Starved::boot(context, |vm| {
-        vm.shell("echo mask >/sys/firmware/acpi/interrupts/gpe05")?;
+        notifications::hold(vm)?;
         let process = Background::start(vm, "exec contract owed")?;
         process.await_line(vm, &format!("waiting at {FIRST}"))?;
         Ok(process)
@@ -146,10 +146,7 @@ fn poll_owes_nothing_after_the_complement_was_read(context: &Context) -> Result<
 /// Expect that the driver does not claim each interrupt of ACPI's that is for another device while a
 /// reseed is pending: the kernel shuts a line whose interrupts nobody claims, and has to see that.
 fn interrupts_for_others_are_not_claimed_meanwhile(context: &Context) -> Result<()> {
-    let (mut starved, ()) = Starved::boot(context, |vm| {
-        vm.shell("echo mask >/sys/firmware/acpi/interrupts/gpe05")
-            .map(drop)
-    })?;
+    let (mut starved, ()) = Starved::boot(context, notifications::hold)?;
     let vm = &starved.vm;
     let irq = vm.shell("awk -F: '/ acpi/ { print $1 }' /proc/interrupts")?;
     let unclaimed = format!("grep last /proc/irq/{}/spurious", irq.trim());

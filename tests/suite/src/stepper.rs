@@ -28,16 +28,17 @@ use vm::{
 };
 
 tests! {
+    [AnySetup, PlainKernel];
     a_snapshot_in_a_reseed_makes_no_draw_equal_on_1_cpu (30 min)
     a_snapshot_in_a_reseed_makes_no_draw_equal_on_2_cpus (30 min)
-    a_snapshot_in_the_builtin_drivers_reseed_makes_no_draw_equal (30 min)
+    a_snapshot_in_the_builtin_drivers_reseed_makes_no_draw_equal (30 min) [Builtin]
     a_snapshot_in_read_makes_no_draw_equal (30 min)
     a_snapshot_in_the_drivers_reseed_makes_no_draw_equal (30 min)
     without_the_barrier_draws_are_equal (30 min)
-    every_instruction_of_a_reseed
-    every_instruction_of_the_builtin_drivers_reseed
-    every_instruction_of_read
-    every_instruction_of_the_drivers_reseed
+    every_instruction_of_a_reseed [Soak]
+    every_instruction_of_the_builtin_drivers_reseed [Soak]
+    every_instruction_of_read [Soak]
+    every_instruction_of_the_drivers_reseed [Soak]
 }
 
 /// How many draws each clone makes, its processes together.

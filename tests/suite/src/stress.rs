@@ -2,16 +2,16 @@
 
 //! The device comes and goes while many use it, and the counter changes.
 
-use crate::{changes::Guest, context::Context, is_ignored, promises, tests};
+use crate::{changes::Guest, context::Context, on, promises, tests};
 use anyhow::{Context as _, Result, ensure};
 use std::env;
 use vm::{Add, Options, kernel};
 
 tests! {
     rebinds_and_reloads_leave_a_sound_driver (20 min)
-    a_thousand_rebinds_and_two_hundred_reloads
+    a_thousand_rebinds_and_two_hundred_reloads [Soak]
     stress_ng_finds_nothing (20 min)
-    soak
+    soak [Soak]
 }
 
 /// Runs the guest's stress program, then all the promises in the same guest.
@@ -28,12 +28,9 @@ fn stress(context: &Context, args: &[&str], mut hear: impl FnMut(&str)) -> Resul
         said += &format!("{line}\n");
     })?;
     ensure!(status.success(), "{status}: {said}");
-    for (group, list) in [
-        ("promises", &["list"][..]),
-        ("changes", &["list", "--changes"]),
-    ] {
-        for promise in promises::list(context, "contract", list)? {
-            if !is_ignored(&format!("{group}::{promise}")) {
+    for list in [&["list"][..], &["list", "--changes"]] {
+        for (promise, on) in promises::list(context, "contract", list)? {
+            if !on::is_ignored(&on) {
                 guest.check(&["contract", "promise", &promise])?;
             }
         }
@@ -88,7 +85,7 @@ fn stress_ng_finds_nothing(context: &Context) -> Result<()> {
         output.contains("1 of 1 devices opened and exercised") && output.contains("failed: 0"),
         "stress-ng says: {output}"
     );
-    for promise in promises::list(context, "contract", &["list"])? {
+    for (promise, _) in promises::list(context, "contract", &["list"])? {
         guest.check(&["contract", "promise", &promise])?;
     }
     Ok(())

@@ -17,6 +17,7 @@ use std::{
 };
 
 tests! {
+    [Tiny];
     run_passes_output_and_status_through
     run_passes_input_through
     a_vm_outlives_the_commands_that_use_it
