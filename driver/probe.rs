@@ -103,8 +103,8 @@ pub(crate) fn counter(
         };
         match counter {
             Ok(counter) => return Some(counter),
-            // CTRA is there although VMClock was asked for.
-            Err(wrong) if vmclock && n == 0 => complain(dev, name, wrong, "trying CTRA"),
+            // There may be CTRA.
+            Err(wrong) if vmclock && n == 0 => complain(dev, name, wrong, "not used"),
             Err(wrong) => {
                 complain(dev, name, wrong, "no generation counter, reseeding only");
                 return None;

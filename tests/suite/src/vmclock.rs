@@ -7,8 +7,9 @@
 
 use crate::{
     bench,
-    context::{Context, expect_counter, genctr, no_node, no_splat, wait},
-    stepper, tests, vmforks,
+    context::{Context, Reply, expect_counter, genctr, no_node, no_splat, wait},
+    stepper, tests,
+    vmforks::{self, Background},
 };
 use anyhow::{Context as _, Result, ensure};
 use std::{fs, process::Command, thread};
@@ -21,6 +22,7 @@ tests! {
     a_counter_of_64_bits_gives_its_low_half
     a_page_that_lies_is_refused
     a_page_that_is_being_changed_is_waited_for
+    calls_that_must_not_sleep_say_so_while_the_page_changes
     a_page_in_ram_is_refused
     two_vmclocks_are_refused
     without_an_id_device_there_is_no_node
@@ -100,7 +102,7 @@ fn the_parameter_chooses_vmclock(context: &Context) -> Result<()> {
     options.qemu_arg = ["-device", "vmclock"].map(String::from).into();
     let vm = context.boot(options)?;
     expect_counter(&vm, 42)?;
-    let said = vm.shell("dmesg | grep -c 'VMClock has no generation counter: trying CTRA'")?;
+    let said = vm.shell("dmesg | grep -c 'VMClock has no generation counter: not used'")?;
     ensure!(said.trim() == "1", "{said}");
     no_splat(&vm)
 }
@@ -206,6 +208,33 @@ fn a_page_that_is_being_changed_is_waited_for(context: &Context) -> Result<()> {
     ensure!(said.trim() == "44", "a change that ends: {said}");
     vmforks::poke(&vm, PAGE + COUNTER, 42)?;
     expect_counter(&vm, 42)?;
+    no_splat(&vm)
+}
+
+/// Expect that while the hypervisor changes the page a read with O_NONBLOCK of a new counter is EAGAIN
+/// and poll(0) says "not ready", and that poll says so when the change has ended.
+fn calls_that_must_not_sleep_say_so_while_the_page_changes(context: &Context) -> Result<()> {
+    let vm = vmforks::boot(context, vmclock(42))?;
+    let start = |way: &str| -> Result<Background> {
+        let process = Background::start(&vm, &format!("exec contract at-once --way {way}"))?;
+        process.await_line(&vm, "waiting at 42")?;
+        Ok(process)
+    };
+    let processes = [
+        (start("nonblock")?, "EAGAIN"),
+        (start("poll")?, "not-ready"),
+    ];
+    vmforks::poke(&vm, PAGE + SEQ_COUNT, 1)?;
+    vmforks::poke(&vm, PAGE + COUNTER, 43)?;
+    for (process, expected) in &processes {
+        let (answer, _) = wait("an answer", || Reply::first(&process.says(&vm)?, 43))?;
+        ensure!(answer == *expected, "{answer}, expected {expected}");
+    }
+    vmforks::poke(&vm, PAGE + SEQ_COUNT, 2)?;
+    for (process, expected) in &processes {
+        // It has read 43.
+        wait(expected, || Reply::of(&process.says(&vm)?, 43))?;
+    }
     no_splat(&vm)
 }
 
