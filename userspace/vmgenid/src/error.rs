@@ -57,10 +57,10 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn system(call: &'static str) -> impl Fn(rustix::io::Errno) -> Self {
-        move |errno| Self::System {
+    pub(crate) fn system<E: Into<io::Error>>(call: &'static str) -> impl Fn(E) -> Self {
+        move |error| Self::System {
             call,
-            error: errno.into(),
+            error: error.into(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     Counter, Error, Source,
-    map::{Page, Word},
+    system::{Page, Word},
 };
 use std::{
     sync::{

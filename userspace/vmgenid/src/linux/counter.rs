@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 use crate::{
-    Error, Source,
-    map::{Page, Word},
-    vmclock,
+    Error, Generation, Source,
+    linux::{
+        map::{Page, Word},
+        vmclock,
+    },
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -12,35 +14,12 @@ use rustix::{
     param::page_size,
 };
 use std::{
-    fmt,
     io::ErrorKind,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
-
-/// What the machine is, between two restores.
-///
-/// Compare it for being the same, and for nothing else: it can grow, wrap, and go down. Another one
-/// means that the machine was restored from a snapshot.
-///
-/// It is 32 bits wide, or 64 where it comes from VMClock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Generation(u64);
-
-impl Generation {
-    /// The number that the source gives; for people to look at.
-    pub const fn number(self) -> u64 {
-        self.0
-    }
-}
-
-impl fmt::Display for Generation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// An open source of generations.
 ///
