@@ -74,7 +74,7 @@ distclean:
 	rm -rf out
 
 # The packages, and what they do in a whole Debian guest.
-demo check soak stepper bench deb test-debian prune:
+demo check soak stepper bench deb test-debian mutants prune:
 	@scripts/$@
 
 help:
@@ -95,6 +95,8 @@ help:
 	@echo  '                    unloading under load (SOAK=MINUTES)'
 	@echo  '  stepper         - snapshots at every instruction of a reseed, two clones of each; writes'
 	@echo  '                    out/stepper.md (hours)'
+	@echo  '  mutants         - break one line of the driver or of the QEMU series after the other: a'
+	@echo  '                    test has to notice each'
 	@echo  '  bench           - measure the driver beside its peers; writes Documentation/bench'
 	@echo  '  deb             - the packages vmgenid-dkms and vmgenid, in out/deb'
 	@echo  '  test-debian     - install them in Debian guests, with Debian'"'"'s own kernel'
@@ -105,4 +107,4 @@ help:
 	@echo  '  distclean       - clean, and remove out/'
 	@echo  '  KERNEL=NAME     - of vm, prepare, test: tests/kernel/NAME.config [$(KERNEL)]'
 
-.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-demo prepare-qemu prepare-kernel vm demo test test-debug test-debian deb soak stepper bench check prune distclean help
+.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-demo prepare-qemu prepare-kernel vm demo test test-debug test-debian deb soak stepper mutants bench check prune distclean help
