@@ -13,6 +13,8 @@
 //!   that CPU. The write does not wait for it. How often such work has been done is what is read.
 //! - `notify`: who writes a number sends that many ACPI notifications, as QEMU's GPE does, but with
 //!   no change of the ID. They have been handled when the write returns.
+//! - `settle`: a read returns when all has been handled that had come before: ACPI's interrupts,
+//!   the notifications, the work items that call the notifiers.
 //! - `handled`: how long after the last of these all handlers had returned, in nanoseconds.
 //! - `took`: how long after the last of these the notifiers were last called, in nanoseconds.
 //! - `at`: when the notifiers were last called, in nanoseconds of the monotonic clock.
@@ -20,6 +22,10 @@
 //!   with nothing for any of them. How long that took at least, in nanoseconds: what is read. (What
 //!   the threads of such handlers do is not in there.)
 //! - `poke`: a write of "ADDRESS VALUE" writes a 32-bit word to a physical address that is not RAM.
+//! - `canary`: a write of a number makes a mistake that one of the kernel's checkers must report. 1
+//!   loses an allocation (kmemleak), 2 reads freed memory (KASAN), 3 takes two locks in both orders
+//!   (lockdep). 4 parses a number in memory for two seconds, in C, and 5 writes to it for as long:
+//!   both at once are a data race (KCSAN).
 //!
 //! Where the kernel can make functions fail (`fail_function`), those that registrations go through
 //! are offered for that; mainline offers none of them.
@@ -38,6 +44,7 @@ use kernel::{
         c_void, //
     },
     fmt,
+    new_mutex,
     prelude::*,
     sync::atomic::{
         Atomic,
@@ -325,6 +332,61 @@ unsafe extern "C" fn call_handlers(_work: *mut bindings::irq_work) {
     }
 }
 
+fn settle() {
+    // SAFETY: We may sleep, and are in no work item. A notify handler of the driver returns when its
+    // thread has applied the rule, which queues the work item.
+    unsafe {
+        bindings::acpi_os_wait_events_complete();
+        bindings::__flush_workqueue(bindings::system_dfl_wq);
+    }
+}
+
+/// The number that canary 4 parses, as a C string.
+static RACED: Atomic<u64> = Atomic::new(u64::from_le_bytes(*b"1234567\0"));
+
+fn canary(reader: &mut UserSliceReader) -> Result {
+    let until = now() + 2_000_000_000;
+    match number(reader)? {
+        1 => {
+            for _ in 0..10 {
+                core::mem::forget(KBox::new([0u64; 16], GFP_KERNEL)?);
+            }
+        }
+        2 => {
+            let freed = KBox::into_raw(KBox::new([0u64; 16], GFP_KERNEL)?);
+            // SAFETY: The allocation is valid. The load after that is the mistake.
+            let _ = unsafe {
+                bindings::kfree(freed.cast());
+                (*freed)[1..].as_ptr().read_volatile()
+            };
+        }
+        3 => {
+            let one = KBox::pin_init(new_mutex!(()), GFP_KERNEL)?;
+            let other = KBox::pin_init(new_mutex!(()), GFP_KERNEL)?;
+            for (first, second) in [(&one, &other), (&other, &one)] {
+                let _first = first.lock();
+                let _second = second.lock();
+            }
+        }
+        4 => {
+            while now() < until {
+                let mut value = 0;
+                // SAFETY: The string ends with a zero, which nobody overwrites. That another thread
+                // writes to the rest is the mistake.
+                unsafe { bindings::kstrtouint(RACED.as_ptr().cast(), 10, &mut value) };
+            }
+        }
+        5 => {
+            while now() < until {
+                RACED.store(u64::from_le_bytes(*b"7654321\0"), Relaxed);
+                RACED.store(u64::from_le_bytes(*b"1234567\0"), Relaxed);
+            }
+        }
+        _ => return Err(EINVAL),
+    }
+    Ok(())
+}
+
 /// The functions that may be made to fail: `ALLOW_ERROR_INJECTION()`.
 #[cfg(CONFIG_FUNCTION_ERROR_INJECTION)]
 mod injectable {
@@ -383,7 +445,11 @@ struct VmForks {
     #[pin]
     _poke: File<()>,
     #[pin]
+    _canary: File<()>,
+    #[pin]
     _interrupt: File<()>,
+    #[pin]
+    _settle: File<()>,
     #[pin]
     _handled: File<()>,
     #[pin]
@@ -436,11 +502,24 @@ impl kernel::InPlaceModule for VmForks {
                 (),
                 &|(): &(), reader: &mut UserSliceReader| poke(reader),
             ),
+            _canary <- dir.write_callback_file(
+                c"canary",
+                (),
+                &|(): &(), reader: &mut UserSliceReader| canary(reader),
+            ),
             _interrupt <- dir.read_write_callback_file(
                 c"interrupt",
                 (),
                 &|(): &(), f: &mut fmt::Formatter<'_>| writeln!(f, "{}", INTERRUPT.load(Relaxed)),
                 &|(): &(), reader: &mut UserSliceReader| interrupt(reader),
+            ),
+            _settle <- dir.read_callback_file(
+                c"settle",
+                (),
+                &|(): &(), _: &mut fmt::Formatter<'_>| {
+                    settle();
+                    Ok(())
+                },
             ),
             _handled <- dir.read_callback_file(
                 c"handled",

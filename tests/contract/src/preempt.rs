@@ -18,10 +18,17 @@ const PRIORITY: u8 = 10;
 const NAP: Duration = Duration::from_micros(200);
 
 /// How many draws come at a stretch.
-const STRETCH: usize = 50;
+const STRETCH: usize = 25;
 
-/// How long the process sleeps after a stretch: a preempted kernel thread goes on meanwhile.
-const REST: Duration = Duration::from_millis(2);
+/// How long the process sleeps after a stretch: a preempted kernel thread goes on meanwhile. At first
+/// for so short that the thread gets only a bit further each time: what it does may be undone soon, and
+/// draws that come in between have to be seen.
+fn rest(stretches: usize) -> Duration {
+    match stretches as u64 {
+        few @ ..100 => Duration::from_micros(few),
+        _ => Duration::from_millis(2),
+    }
+}
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -68,7 +75,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     while barrier && read()? < args.until {}
     for (n, (time, bytes)) in draws.iter_mut().enumerate() {
         if n > 0 && n % STRETCH == 0 {
-            thread::sleep(REST);
+            thread::sleep(rest(n / STRETCH));
         }
         draw(bytes)?;
         *time = sys::now() - start;

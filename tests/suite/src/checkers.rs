@@ -4,7 +4,7 @@
 
 use crate::{
     context::{Context, genctr},
-    deadline, tests,
+    deadline, tests, vmforks,
 };
 use anyhow::{Context as _, Result, ensure};
 use std::{fs, time::Duration};
@@ -12,6 +12,7 @@ use vm::Options;
 
 tests! {
     the_kernel_has_its_checkers
+    each_checker_is_heard [Checkers]
     a_report_fails_the_test_that_ends_the_guest
     a_test_that_hangs_ends_at_its_deadline
 }
@@ -38,6 +39,28 @@ fn the_kernel_has_its_checkers(context: &Context) -> Result<()> {
         there.lines().eq(expected.iter().copied()),
         "expected {expected:?}, there is: {there}"
     );
+    Ok(())
+}
+
+/// Expect that a mistake which one of the kernel's checkers must find fails the test that made it.
+fn each_checker_is_heard(_: &Context) -> Result<()> {
+    let canaries: &[(&str, &str)] = match vm::kernel::default().as_str() {
+        "kcsan" => &[("echo 5 >canary & echo 4 >canary; wait", "KCSAN: data-race")],
+        _ => &[
+            ("echo 1 >canary", "unreferenced object"),
+            ("echo 2 >canary", "KASAN: slab-use-after-free"),
+            ("echo 3 >canary", "possible circular locking"),
+        ],
+    };
+    for (mistake, report) in canaries {
+        let observed = Context::new()?;
+        let vm = vmforks::boot(&observed, genctr(42))?;
+        vm.shell(&format!("cd /sys/kernel/debug/vmforks && {mistake}"))?;
+        drop(vm);
+        let judged = observed.reports.judge(Ok(())).err();
+        let said = judged.context("no report")?.to_string();
+        ensure!(said.contains(report), "{mistake}: no {report:?}: {said}");
+    }
     Ok(())
 }
 

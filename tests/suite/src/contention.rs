@@ -4,7 +4,7 @@
 //! notifications, `rtnl_lock` in other hands, buffers that take for ever.
 
 use crate::{
-    context::{Context, genctr, generation, is_builtin, no_splat, scaled, wait},
+    context::{Context, genctr, generation, is_builtin, no_splat, scaled, settle, wait},
     notifications, tests,
     vmforks::{self, Background, count, expect_count, notify},
 };
@@ -152,7 +152,7 @@ fn settled(vm: &Vm) -> Result<u32> {
     let mut last = None;
     wait("the notifiers come to an end", || {
         let before = last.replace(count(vm)?);
-        vm.shell("sleep 0.5")?;
+        settle(vm)?;
         Ok(last.filter(|_| before == last))
     })
 }

@@ -203,13 +203,21 @@ pub fn expect_reseeds(vm: &Vm, expected: usize) -> Result<()> {
     wait(&format!("{expected} reseeds in the log"), || {
         Ok((reseeds(vm)? >= expected).then_some(()))
     })?;
-    vm.shell("sleep 0.3")?;
+    settle(vm)?;
     let count = reseeds(vm)?;
     ensure!(
         count == expected,
         "expected {expected} reseeds, the kernel's log has {count}"
     );
     Ok(())
+}
+
+/// Waits until the guest has handled all interrupts, notifications and calls of notifiers that have
+/// come. What must not happen has happened by then, or does not. In a guest without the test module
+/// (`vmforks`) this waits a while.
+pub fn settle(vm: &Vm) -> Result<()> {
+    vm.shell("cat /sys/kernel/debug/vmforks/settle 2>/dev/null || sleep 0.3")
+        .map(drop)
 }
 
 /// How many times it has said so, once no more lines come.

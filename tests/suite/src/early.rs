@@ -4,7 +4,9 @@
 
 use crate::{
     changes::Guest,
-    context::{Context, await_random, driver, genctr, generation, lines, no_splat, scaled, wait},
+    context::{
+        Context, await_random, driver, genctr, generation, lines, no_splat, scaled, settle, wait,
+    },
     notifications, tests,
     vmforks::{self, Background, count, expect_count, expect_published, notify, published},
 };
@@ -126,7 +128,6 @@ fn without_it_an_interrupt_for_others_does_nothing(context: &Context) -> Result<
     let sharers = sharers(&guest.vm)?;
     ensure!(sharers == "acpi", "the interrupt is for: {sharers}");
     let before = change_then_press(&guest)?;
-    guest.vm.shell("sleep 1")?;
     expect_published(&guest.vm, before)?;
     expect_count(&guest.vm, 0)?;
     notify(&guest.vm, 1)?;
@@ -352,7 +353,7 @@ fn unbinding_in_the_middle_of_interrupts_loses_nothing(context: &Context) -> Res
         Ok((!says.is_empty()).then_some(()))
     })?;
     guest.check(&["contract", "counter"])?;
-    guest.vm.shell("sleep 0.5")?;
+    settle(&guest.vm)?;
     let reseeds = count(&guest.vm)?;
     // An ID that is seen half written costs one more, rarely; a driver that was unbound for two of
     // them has missed one.

@@ -23,6 +23,8 @@ pub enum On {
     NotBuiltin,
     /// Only with a kernel in which things can be made to fail.
     Debug,
+    /// Only with a kernel that has checkers (KASAN, lockdep, kmemleak; KCSAN).
+    Checkers,
     /// Not with a kernel that has checkers: they add calls to the code that is stepped through.
     PlainKernel,
     /// Only on a PC: what needs ACPI's interrupt (SCI).
@@ -65,5 +67,6 @@ pub fn is_ignored(on: &[On]) -> bool {
         || kernel::is_builtin(&kernel) && is(On::NotBuiltin)
         || !kernel::is_builtin(&kernel) && is(On::Builtin)
         || !kernel.starts_with("debug") && is(On::Debug)
+        || plain && is(On::Checkers)
         || !plain && is(On::PlainKernel)
 }

@@ -3,10 +3,7 @@
 //! The QEMU series: what it adds, and that it leaves alone who does not ask.
 
 use crate::{
-    context::{
-        Context, await_random, counter, expect_reseeds, genctr, no_node, reseeds, settled_reseeds,
-        wait,
-    },
+    context::{Context, await_random, counter, genctr, no_node, reseeds, wait},
     tests,
 };
 use anyhow::{Context as _, Result, bail, ensure};

@@ -5,9 +5,9 @@
 use crate::{
     context::{
         Context, await_random, driver, expect_counter, expect_reseeds, genctr, generation,
-        is_builtin, no_splat, reseeds, settled_reseeds, wait,
+        is_builtin, no_splat, reseeds, settle, settled_reseeds, wait,
     },
-    notifications, tests,
+    notifications, tests, vmforks,
 };
 use anyhow::{Result, ensure};
 use vm::{Options, Vm};
@@ -24,8 +24,7 @@ tests! {
 
 /// A guest in which notifications are held back.
 fn without_notifications(context: &Context) -> Result<Vm> {
-    let vm = context.boot(genctr(42))?;
-    await_random(&vm)?;
+    let vm = vmforks::boot(context, genctr(42))?;
     notifications::hold(&vm)?;
     Ok(vm)
 }
@@ -60,8 +59,7 @@ fn told() -> usize {
 }
 
 fn a_notification_reseeds_once(context: &Context) -> Result<()> {
-    let mut vm = context.boot(genctr(42))?;
-    await_random(&vm)?;
+    let mut vm = vmforks::boot(context, genctr(42))?;
     let before = settled_reseeds(&vm)?;
     for (n, value) in (43..48).enumerate() {
         vm.set_genctr(value)?;
@@ -91,7 +89,7 @@ fn read_reseeds_before_the_notification(context: &Context) -> Result<()> {
     wait("the notification", || {
         Ok((notifications::count(&vm)? > count).then_some(()))
     })?;
-    vm.shell("sleep 1")?;
+    settle(&vm)?;
     // The kernel's own driver learns of the last ID only, now.
     expect_reseeds(&vm, before + if is_builtin() { 1 } else { 3 })?;
     no_splat(&vm)
@@ -137,8 +135,7 @@ fn readers_and_notifications_reseed_once_per_id(context: &Context) -> Result<()>
 }
 
 fn a_restore_between_unbind_and_bind_is_caught(context: &Context) -> Result<()> {
-    let mut vm = context.boot(genctr(42))?;
-    await_random(&vm)?;
+    let mut vm = vmforks::boot(context, genctr(42))?;
     let driver = driver();
     let device = vm.shell(&format!("basename {driver}/*[:.]*"))?;
     let device = device.trim();
@@ -152,7 +149,7 @@ fn a_restore_between_unbind_and_bind_is_caught(context: &Context) -> Result<()> 
 
     vm.shell(&format!("echo {device} >{driver}/unbind"))?;
     vm.set_genctr(43)?;
-    vm.shell("sleep 1")?;
+    settle(&vm)?;
     // The kernel's own driver is bound all the time.
     expect_reseeds(&vm, before + 1 - told())?;
     reseeded_by(&vm, || {

@@ -3,7 +3,7 @@
 //! Guests with our test module, which sees and does things inside of the
 //! kernel. What it offers is said in tests/module/vmforks.rs.
 
-use crate::context::{Context, await_random, wait};
+use crate::context::{Context, await_random, settle, wait};
 use anyhow::{Context as _, Result, ensure};
 use std::{thread, time::Duration};
 use vm::{Add, Options, Vm};
@@ -38,7 +38,7 @@ pub fn expect_count(vm: &Vm, expected: u32) -> Result<()> {
     wait(&format!("{expected} calls of the notifiers"), || {
         Ok((count(vm)? >= expected).then_some(()))
     })?;
-    vm.shell("sleep 0.2")?;
+    settle(vm)?;
     let count = count(vm)?;
     ensure!(
         count == expected,
@@ -60,7 +60,7 @@ pub fn expect_published(vm: &Vm, expected: u32) -> Result<()> {
     wait(&format!("{expected} IDs published"), || {
         Ok((published(vm)? == expected).then_some(()))
     })?;
-    vm.shell("sleep 0.2")?;
+    settle(vm)?;
     let published = published(vm)?;
     ensure!(
         published == expected,
