@@ -25,6 +25,7 @@ use vm::{
     Name, Options, Vm,
     gdb::{Cpu, Gdb, Registers},
     kernel,
+    qapi::qmp::query_vm_generation_id,
 };
 
 tests! {
@@ -34,6 +35,7 @@ tests! {
     a_snapshot_in_the_builtin_drivers_reseed_makes_no_draw_equal (30 min) [Builtin]
     a_snapshot_in_read_makes_no_draw_equal (30 min)
     a_snapshot_in_the_drivers_reseed_makes_no_draw_equal (30 min)
+    the_id_is_mixed_in_before_the_reseed
     without_the_barrier_draws_are_equal (30 min)
     every_instruction_of_a_reseed [Soak]
     every_instruction_of_the_builtin_drivers_reseed [Soak]
@@ -655,6 +657,41 @@ fn a_snapshot_in_read_makes_no_draw_equal(context: &Context) -> Result<()> {
 /// ID.
 fn a_snapshot_in_the_drivers_reseed_makes_no_draw_equal(context: &Context) -> Result<()> {
     expect_no_equal_draw(context, Path::Driver, cpus(1))
+}
+
+/// Expect that the driver mixes the ID in, all of it, before it has the kernel reseeded. (Clones whose
+/// CPUs' clocks differ draw differently without that.)
+fn the_id_is_mixed_in_before_the_reseed(context: &Context) -> Result<()> {
+    let mut original = Original::boot(context, cpus(1), Look::Mapped)?;
+    let Original {
+        gdb, vm, symbols, ..
+    } = &mut original;
+    vm.set_genctr(CLONES[0])?;
+    let mix = symbols.function("add_device_randomness")?.start;
+    let reseed = symbols.function("random_ioctl")?.start;
+    let (cpu, registers) = run_to(gdb, &[mix, reseed], |gdb, cpu, registers| {
+        let caller = symbols.at(gdb.read_u64(cpu, registers.rsp)?);
+        Ok(caller.is_some_and(|caller| caller.driver))
+    })?;
+    ensure!(registers.rip == mix, "the driver reseeds first");
+    let mixed = gdb.read(cpu, registers.rdi, 16)?;
+
+    let digits: String = vm
+        .qmp(&query_vm_generation_id {})?
+        .guid
+        .chars()
+        .filter(|c| *c != '-')
+        .collect();
+    let mut id = u128::from_str_radix(&digits, 16)?.to_be_bytes();
+    // The first three fields are little-endian in memory.
+    for field in [0..4, 4..6, 6..8] {
+        id[field].reverse();
+    }
+    ensure!(
+        mixed == id,
+        "the driver mixes in {mixed:x?}, the ID is {id:x?}"
+    );
+    Ok(())
 }
 
 /// Expect equal draws without the early look and without read(): the clones draw from the key that
