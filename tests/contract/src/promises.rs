@@ -25,7 +25,10 @@ use std::{
     fmt::Debug,
     fs,
     io::Write,
-    os::unix::process::{CommandExt, ExitStatusExt},
+    os::unix::{
+        fs::FileExt,
+        process::{CommandExt, ExitStatusExt},
+    },
     process::{Command, ExitCode, Stdio},
 };
 
@@ -60,6 +63,7 @@ promises! { ALL:
     mmap_to_write_or_execute_is_refused
     mprotect_to_write_or_execute_is_eacces
     mremap_to_grow_is_efault
+    no_other_way_changes_the_page
     the_page_is_left_out_of_core_dumps
     fork_inherits_the_page
     write_is_refused
@@ -581,6 +585,28 @@ fn mremap_to_grow_is_efault() -> anyhow::Result<()> {
     let mut map = Map::readonly(&file)?;
     fails("mremap to two pages", map.grow(2 * page()), Errno::FAULT)?;
     same("the mapped counter", map.load(0), sys::read(&file)?)
+}
+
+/// Expect that neither the memory file of the process nor process_vm_writev() writes to the page, and
+/// that madvise() does not take it away.
+fn no_other_way_changes_the_page() -> anyhow::Result<()> {
+    let file = open()?;
+    for flags in [MapFlags::SHARED, MapFlags::PRIVATE] {
+        let map = Map::counter(&file, ProtFlags::READ, flags, page())?;
+        let expected = map.load(0);
+        let memory = fs::OpenOptions::new().write(true).open("/proc/self/mem")?;
+        let written = memory.write_at(&[0xff; 4], map.address() as u64);
+        ensure!(written.is_err(), "/proc/self/mem: {written:?}");
+        let written = sys::write_remote(map.address(), &[0xff; 4]);
+        ensure!(written.is_err(), "process_vm_writev: {written:?}");
+        for advice in [libc::MADV_DONTNEED, libc::MADV_REMOVE, libc::MADV_FREE] {
+            let advised = map.advise(advice);
+            ensure!(advised.is_err(), "madvise({advice}): {advised:?}");
+        }
+        same("the mapped counter", map.load(0), expected)?;
+        same("read", sys::read(&file)?, expected)?;
+    }
+    Ok(())
 }
 
 /// Maps the page and an ordinary file, each shared and private, says where, and

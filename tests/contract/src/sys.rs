@@ -16,6 +16,7 @@ use rustix::{
 };
 use std::{
     ffi::c_void,
+    io,
     os::fd::{AsRawFd, OwnedFd},
     ptr,
     sync::{
@@ -166,6 +167,15 @@ impl Map {
         unsafe { rustix::mm::mprotect(self.at.byte_add(from), self.len - from, prot) }
     }
 
+    /// `madvise(2)` for all of it. The advice must be one that fails or leaves the mapping in place.
+    pub fn advise(&self, advice: i32) -> io::Result<()> {
+        // SAFETY: The range is ours, and its contents are loaded as words only.
+        match unsafe { libc::madvise(self.at, self.len, advice) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// Grows the mapping to `len`; it may move.
     pub fn grow(&mut self, len: usize) -> Result<()> {
         // SAFETY: The range is ours, and nobody has a reference to it.
@@ -207,6 +217,23 @@ pub fn reseeds() -> anyhow::Result<u64> {
 pub fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Writes to an address of this process by `process_vm_writev(2)`, which rustix lacks: as a debugger
+/// would.
+pub fn write_remote(address: usize, bytes: &[u8]) -> io::Result<usize> {
+    let local = libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
+    let remote = libc::iovec {
+        iov_base: address as *mut c_void,
+        iov_len: bytes.len(),
+    };
+    // SAFETY: The local vector is valid. The remote one is in a mapping of the caller's, which is
+    // loaded as words only.
+    let written = unsafe { libc::process_vm_writev(libc::getpid(), &local, 1, &remote, 1, 0) };
+    usize::try_from(written).map_err(|_| io::Error::last_os_error())
 }
 
 /// Makes this thread a real-time one, which rustix cannot.

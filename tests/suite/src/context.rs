@@ -14,7 +14,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use vm::{Add, Host, Machine, Options, Source, Vm, kernel};
+use vm::{Add, Host, Machine, Options, Source, Vm, kernel, qapi::qmp::query_vm_generation_id};
 
 /// Each test has its own.
 pub struct Context {
@@ -218,6 +218,17 @@ pub fn expect_reseeds(vm: &Vm, expected: usize) -> Result<()> {
 pub fn settle(vm: &Vm) -> Result<()> {
     vm.shell("cat /sys/kernel/debug/vmforks/settle 2>/dev/null || sleep 0.3")
         .map(drop)
+}
+
+/// The generation ID, as it is in the guest's memory.
+pub fn id_in_memory(vm: &Vm) -> Result<[u8; 16]> {
+    let guid = vm.qmp(&query_vm_generation_id {})?.guid.replace('-', "");
+    let mut id = u128::from_str_radix(&guid, 16)?.to_be_bytes();
+    // The first three fields are little-endian there.
+    for field in [0..4, 4..6, 6..8] {
+        id[field].reverse();
+    }
+    Ok(id)
 }
 
 /// How many times it has said so, once no more lines come.

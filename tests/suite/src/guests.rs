@@ -5,13 +5,13 @@
 
 use crate::{
     context::{
-        Context, await_random, counter, driver, expect_reseeds, genctr, no_node, no_splat,
-        settled_reseeds,
+        Context, await_random, counter, driver, expect_counter, expect_reseeds, genctr,
+        id_in_memory, no_node, no_splat, settled_reseeds,
     },
     promises, tests,
 };
 use anyhow::{Result, ensure};
-use vm::{Add, Flavour, Options, Vm};
+use vm::{Add, Flavour, Options, Vm, qapi::qmp::query_vm_generation_id};
 
 tests! {
     under_stock_qemu_the_driver_reseeds_and_has_no_node
@@ -20,6 +20,7 @@ tests! {
     the_counter_needs_no_second_look
     beside_vmgenctr_the_other_module_is_refused [Builtin]
     the_promises_run_as_a_kernel_selftest
+    the_id_is_nowhere_to_be_seen
 }
 
 fn reseeds_without_a_node(context: &Context, options: Options) -> Result<()> {
@@ -145,5 +146,50 @@ fn beside_vmgenctr_the_other_module_is_refused(context: &Context) -> Result<()> 
     ensure!(modules.starts_with("vmgenctr "), "modules: {modules}");
     let said = counter(&vm)?;
     ensure!(said == "read 42, mapped 42", "{said}");
+    no_splat(&vm)
+}
+
+/// Expect that no file of sysfs, debugfs, /proc or the kernel's log has the generation ID or a half of
+/// it, as bytes or as hexadecimal digits. It is a secret: the kernel's generator is reseeded with it.
+/// (QEMU itself gives it to root, by fw_cfg.)
+fn the_id_is_nowhere_to_be_seen(context: &Context) -> Result<()> {
+    let mut vm = context.boot(genctr(42))?;
+    vm.set_genctr(43)?;
+    expect_counter(&vm, 43)?;
+    let output = vm.exec([
+        "sh",
+        "-c",
+        "mount -t debugfs debugfs /sys/kernel/debug
+        dmesg
+        find /sys/firmware/qemu_fw_cfg -name raw -perm -004
+        find /sys /proc/self /proc/sys /proc/driver -path /sys/firmware/qemu_fw_cfg -prune -o \
+            -type f -exec timeout 5 cat {} + 2>/dev/null
+        for file in iomem ioports interrupts devices modules kallsyms; do cat /proc/$file; done",
+    ])?;
+    let seen = output.stdout;
+    let has = |what: &[u8]| {
+        seen.windows(what.len())
+            .any(|at| at.eq_ignore_ascii_case(what))
+    };
+    // What is there is found: the device's ID in its ACPI table, and text.
+    ensure!(
+        has(b"VM_Gen_Counter") && has(b"Linux version"),
+        "nothing was read"
+    );
+
+    ensure!(!has(b"/raw\n"), "everybody can read QEMU's fw_cfg");
+
+    let id = id_in_memory(&vm)?;
+    for half in id.chunks(8) {
+        let hex = |bytes: &mut dyn Iterator<Item = &u8>| -> String {
+            bytes.map(|byte| format!("{byte:02x}")).collect()
+        };
+        ensure!(!has(half), "the bytes {half:x?} of the ID are there");
+        for digits in [hex(&mut half.iter()), hex(&mut half.iter().rev())] {
+            ensure!(!has(digits.as_bytes()), "{digits} of the ID is there");
+        }
+    }
+    let guid = vm.qmp(&query_vm_generation_id {})?.guid;
+    ensure!(!has(guid.as_bytes()), "the ID is there, as text");
     no_splat(&vm)
 }

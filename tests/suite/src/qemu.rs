@@ -172,6 +172,15 @@ fn genctr_set_at_run_time_comes_with_a_new_id(context: &Context) -> Result<()> {
     let same = vm.qom_set_counter(43);
     ensure!(same.is_err(), "QEMU took the same value again");
     ensure!(id(&vm)? == second, "the refused value changed the ID");
+    // The ID alone cannot be changed: then the counter would say that nothing has changed.
+    let guid = vm.qmp(&qmp::qom_set {
+        path: "/machine/peripheral/vmgenid".into(),
+        property: "guid".into(),
+        value: GUID.into(),
+    });
+    let said = guid.err().context("QEMU took another guid")?;
+    ensure!(format!("{said:#}").contains("guid"), "QEMU says: {said:#}");
+    ensure!(id(&vm)? == second, "the refused guid changed the ID");
     Ok(())
 }
 

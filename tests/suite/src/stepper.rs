@@ -15,7 +15,7 @@
 //! tests/contract/src/preempt.rs), and the kernel thread goes on.
 
 use crate::{
-    context::{Context, await_random, genctr, parameters, wait},
+    context::{Context, await_random, genctr, id_in_memory, parameters, wait},
     draws::{Draws, Same},
     tests,
 };
@@ -25,7 +25,6 @@ use vm::{
     Name, Options, Vm,
     gdb::{Cpu, Gdb, Registers},
     kernel,
-    qapi::qmp::query_vm_generation_id,
 };
 
 tests! {
@@ -675,18 +674,7 @@ fn the_id_is_mixed_in_before_the_reseed(context: &Context) -> Result<()> {
     })?;
     ensure!(registers.rip == mix, "the driver reseeds first");
     let mixed = gdb.read(cpu, registers.rdi, 16)?;
-
-    let digits: String = vm
-        .qmp(&query_vm_generation_id {})?
-        .guid
-        .chars()
-        .filter(|c| *c != '-')
-        .collect();
-    let mut id = u128::from_str_radix(&digits, 16)?.to_be_bytes();
-    // The first three fields are little-endian in memory.
-    for field in [0..4, 4..6, 6..8] {
-        id[field].reverse();
-    }
+    let id = id_in_memory(vm)?;
     ensure!(
         mixed == id,
         "the driver mixes in {mixed:x?}, the ID is {id:x?}"
