@@ -24,8 +24,8 @@
 //! - `poke`: a write of "ADDRESS VALUE" writes a 32-bit word to a physical address that is not RAM.
 //! - `canary`: a write of a number makes a mistake that one of the kernel's checkers must report. 1
 //!   loses an allocation (kmemleak), 2 reads freed memory (KASAN), 3 takes two locks in both orders
-//!   (lockdep). 4 parses a number in memory for two seconds, in C, and 5 writes to it for as long:
-//!   both at once are a data race (KCSAN).
+//!   (lockdep). 4 reads a number in memory for two seconds and 5 writes it for as long, by functions
+//!   in C: both at once are a data race (KCSAN, which watches C code only).
 //!
 //! Where the kernel can make functions fail (`fail_function`), those that registrations go through
 //! are offered for that; mainline offers none of them.
@@ -341,7 +341,7 @@ fn settle() {
     }
 }
 
-/// The number that canary 4 parses, as a C string.
+/// The number that canaries 4 and 5 race for, as a C string.
 static RACED: Atomic<u64> = Atomic::new(u64::from_le_bytes(*b"1234567\0"));
 
 fn canary(reader: &mut UserSliceReader) -> Result {
@@ -371,15 +371,23 @@ fn canary(reader: &mut UserSliceReader) -> Result {
         4 => {
             while now() < until {
                 let mut value = 0;
-                // SAFETY: The string ends with a zero, which nobody overwrites. That another thread
-                // writes to the rest is the mistake.
+                // SAFETY: The string ends with a zero. That another thread writes it is the mistake.
                 unsafe { bindings::kstrtouint(RACED.as_ptr().cast(), 10, &mut value) };
             }
         }
         5 => {
             while now() < until {
-                RACED.store(u64::from_le_bytes(*b"7654321\0"), Relaxed);
-                RACED.store(u64::from_le_bytes(*b"1234567\0"), Relaxed);
+                for number in [1_234_567u32, 7_654_321] {
+                    // SAFETY: 7 digits and a zero are 8 bytes. The race is the mistake.
+                    unsafe {
+                        bindings::snprintf(
+                            RACED.as_ptr().cast(),
+                            size_of::<u64>(),
+                            c"%u".as_char_ptr(),
+                            number,
+                        )
+                    };
+                }
             }
         }
         _ => return Err(EINVAL),

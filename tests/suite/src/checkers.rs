@@ -55,7 +55,7 @@ fn each_checker_is_heard(_: &Context) -> Result<()> {
     for (mistake, report) in canaries {
         let observed = Context::new()?;
         let vm = vmforks::boot(&observed, genctr(42))?;
-        vm.shell(&format!("cd /sys/kernel/debug/vmforks && {mistake}"))?;
+        vm.shell(&format!("cd /sys/kernel/debug/vmforks || exit; {mistake}"))?;
         drop(vm);
         let judged = observed.reports.judge(Ok(())).err();
         let said = judged.context("no report")?.to_string();

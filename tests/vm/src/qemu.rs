@@ -172,6 +172,15 @@ fn kernel_parameters(options: &Options) -> String {
         // It has no clock to measure the TSC by. A hypervisor such as Firecracker tells the guest.
         parameters += &format!(" tsc_early_khz={}", tsc_khz(options));
     }
+    if options.kernel().starts_with("debug") {
+        // The pointers that the slab allocator keeps for reuse (sheaves, mm/slub.c) are references to
+        // kmemleak, which then sees no leak. Caches that are checked have no sheaves.
+        parameters += " slab_debug=F";
+    }
+    if options.kernel().starts_with("kcsan") {
+        // It is off after the boot otherwise.
+        parameters += " kcsan.early_enable=1";
+    }
     for more in &options.append {
         parameters += &format!(" {more}");
     }
