@@ -372,7 +372,7 @@ fn canary(reader: &mut UserSliceReader) -> Result {
             while now() < until {
                 let mut value = 0;
                 // SAFETY: The string ends with a zero. That another thread writes it is the mistake.
-                unsafe { bindings::kstrtouint(RACED.as_ptr().cast(), 10, &mut value) };
+                let _ = unsafe { bindings::kstrtouint(RACED.as_ptr().cast(), 10, &mut value) };
             }
         }
         5 => {
