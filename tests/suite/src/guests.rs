@@ -181,11 +181,10 @@ fn the_id_is_nowhere_to_be_seen(context: &Context) -> Result<()> {
 
     let id = id_in_memory(&vm)?;
     for half in id.chunks(8) {
-        let hex = |bytes: &mut dyn Iterator<Item = &u8>| -> String {
-            bytes.map(|byte| format!("{byte:02x}")).collect()
-        };
         ensure!(!has(half), "the bytes {half:x?} of the ID are there");
-        for digits in [hex(&mut half.iter()), hex(&mut half.iter().rev())] {
+        let half = half.try_into()?;
+        for number in [u64::from_be_bytes(half), u64::from_le_bytes(half)] {
+            let digits = format!("{number:016x}");
             ensure!(!has(digits.as_bytes()), "{digits} of the ID is there");
         }
     }
