@@ -214,7 +214,8 @@ pub fn expect_reseeds(vm: &Vm, expected: usize) -> Result<()> {
 
 /// Waits until the guest has handled all interrupts, notifications and calls of notifiers that have
 /// come. What must not happen has happened by then, or does not. In a guest without the test module
-/// (`vmforks`) this waits a while.
+/// (`vmforks`) this waits a while. Not for tests that hold up a notifier or starve a worker: this waits
+/// for those, too.
 pub fn settle(vm: &Vm) -> Result<()> {
     vm.shell("cat /sys/kernel/debug/vmforks/settle 2>/dev/null || sleep 0.3")
         .map(drop)
