@@ -7,6 +7,7 @@ use crate::{
     age::grow_old,
     clones::two_cpus,
     context::{Context, await_random, wait},
+    microvm::firecracker,
     tests, vmforks,
 };
 use anyhow::{Context as _, Result, bail, ensure};
@@ -14,10 +15,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     str::FromStr,
 };
-use vm::{Add, Options, Vm};
+use vm::{Add, Options, Source, Vm};
 
 tests! {
     no_two_clones_draw_the_same_on_dev_sysgenid (20 min)
+    no_two_clones_of_a_microvm_draw_the_same (20 min)
     without_a_device_clones_repeat_themselves (20 min)
 }
 
@@ -108,20 +110,35 @@ fn in_common(clones: &[Seen]) -> Vec<usize> {
     clones.iter().map(common).collect()
 }
 
+/// Expect that clones have no draw and no TLS hello in common.
 fn no_two_clones_draw_the_same_on_dev_sysgenid(context: &Context) -> Result<()> {
-    let mut vm = vmforks::boot(context, options(context))?;
+    warm_in_clones(context, options(context))
+}
+
+/// Expect the same on a machine like Firecracker's.
+fn no_two_clones_of_a_microvm_draw_the_same(context: &Context) -> Result<()> {
+    warm_in_clones(context, firecracker(options(context)))
+}
+
+/// Restores a machine in which AWS-LC is warm, and compares what the clones draw.
+fn warm_in_clones(context: &Context, options: Options) -> Result<()> {
+    let mut vm = vmforks::boot(context, options)?;
+    // VMClock's page is at an offset that AWS-LC does not map: pointed there, it says that it failed.
+    let page = vm.options()?.source == Source::Ctra;
     grow_old(&mut vm)?;
     // With the early look, hardly anything would be seen of what is wrong with the other page.
     vm.shell("insmod /vmgenid.ko sysgenid=1 early_look=0")?;
     let first = vmforks::published(&vm)?;
     let idle = format!("idle, at {first}, with a device: true");
     start(&vm, "/tmp/sysgenid", &[], &idle)?;
-    // Another one, which finds the hypervisor's page under that name.
-    vm.shell(
-        "mv /dev/sysgenid /dev/real && \
-         mknod /dev/sysgenid c 10 $(awk '$2 == \"vmgenid\" { print $1 }' /proc/misc)",
-    )?;
-    start(&vm, "/tmp/vmgenid", &[], "idle, at 42, with a device: true")?;
+    if page {
+        // Another one, which finds the hypervisor's page under that name.
+        vm.shell(
+            "mv /dev/sysgenid /dev/real && \
+             mknod /dev/sysgenid c 10 $(awk '$2 == \"vmgenid\" { print $1 }' /proc/misc)",
+        )?;
+        start(&vm, "/tmp/vmgenid", &[], "idle, at 42, with a device: true")?;
+    }
     vm.snapshot(&"s".parse()?)?;
 
     let (mut right, mut wrong) = (Vec::new(), Vec::new());
@@ -135,14 +152,18 @@ fn no_two_clones_draw_the_same_on_dev_sysgenid(context: &Context) -> Result<()> 
             seen.generation
         );
         right.push(seen);
-        wrong.push(Seen::of(&clone, "/tmp/vmgenid")?);
+        if page {
+            wrong.push(Seen::of(&clone, "/tmp/vmgenid")?);
+        }
     }
-    // Nothing is asserted of it: the kernel's reseed may come first.
-    let common = in_common(&wrong);
-    eprintln!(
-        "AWS-LC on the hypervisor's page: {common:?} draws in common, of {}",
-        wrong[0].draws.len()
-    );
+    if page {
+        // Nothing is asserted of it: the kernel's reseed may come first.
+        let common = in_common(&wrong);
+        eprintln!(
+            "AWS-LC on the hypervisor's page: {common:?} draws in common, of {}",
+            wrong[0].draws.len()
+        );
+    }
 
     let common = in_common(&right);
     eprintln!("AWS-LC on /dev/sysgenid: {common:?}");

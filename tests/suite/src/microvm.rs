@@ -28,7 +28,7 @@ tests! {
     a_library_that_maps_vmclock0_repeats_itself (20 min)
 }
 
-fn firecracker(options: Options) -> Options {
+pub fn firecracker(options: Options) -> Options {
     Options {
         machine: Machine::Microvm,
         source: Source::Vmclock,
