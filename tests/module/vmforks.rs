@@ -22,6 +22,9 @@
 //!   with nothing for any of them. How long that took at least, in nanoseconds: what is read. (What
 //!   the threads of such handlers do is not in there.)
 //! - `poke`: a write of "ADDRESS VALUE" writes a 32-bit word to a physical address that is not RAM.
+//! - `watch`: a write of "ID COUNTER MILLISECONDS", two physical addresses and a time, looks at the
+//!   counter for so long, and at the ID whenever the counter has changed. What is read: how many
+//!   changes there were, and at how many of them the ID was still the old one.
 //! - `canary`: a write of a number makes a mistake that one of the kernel's checkers must report. 1
 //!   loses an allocation (kmemleak), 2 reads freed memory (KASAN), 3 takes two locks in both orders
 //!   (lockdep). 4 reads a number in memory for two seconds and 5 writes it for as long, by functions
@@ -30,6 +33,7 @@
 //! Where the kernel can make functions fail (`fail_function`), those that registrations go through
 //! are offered for that; mainline offers none of them.
 
+use core::ptr::NonNull;
 use kernel::{
     bindings,
     debugfs::{
@@ -159,32 +163,100 @@ unsafe extern "C" fn count(
     bindings::NOTIFY_DONE as c_int
 }
 
-/// Reads a number that somebody writes.
-fn number(reader: &mut UserSliceReader) -> Result<u32> {
-    let mut buf = [0u8; 16];
+/// Reads the numbers that somebody writes, with spaces between them.
+fn numbers<const N: usize>(reader: &mut UserSliceReader) -> Result<[u64; N]> {
+    let mut buf = [0u8; 48];
     let text = buf.get_mut(..reader.len()).ok_or(EINVAL)?;
     reader.read_slice(text)?;
     let text = core::str::from_utf8(text).map_err(|_| EINVAL)?;
-    text.trim().parse().map_err(|_| EINVAL)
+    let mut numbers = [0; N];
+    let mut words = text.split_whitespace();
+    for number in &mut numbers {
+        *number = words
+            .next()
+            .and_then(|word| word.parse().ok())
+            .ok_or(EINVAL)?;
+    }
+    Ok(numbers)
 }
 
-/// Writes a word to a physical address that is not RAM: "ADDRESS VALUE".
+fn number(reader: &mut UserSliceReader) -> Result<u32> {
+    let [number] = numbers(reader)?;
+    number.try_into().map_err(|_| EINVAL)
+}
+
+/// Words at a physical address that is not RAM.
+///
+/// # Invariants
+///
+/// `N` aligned words at `at` are mapped, readable and writable.
+struct Words<const N: usize> {
+    at: NonNull<u32>,
+}
+
+impl<const N: usize> Words<N> {
+    fn at(address: u64) -> Result<Self> {
+        // SAFETY: The kernel refuses what it cannot map.
+        let at = unsafe { bindings::memremap(address, N * 4, bindings::MEMREMAP_WB as c_ulong) };
+        let at = NonNull::new(at.cast::<u32>()).ok_or(ENOMEM)?;
+        // INVARIANT: It is mapped; `memremap()` keeps the place in the page.
+        at.is_aligned().then_some(Self { at }).ok_or(EINVAL)
+    }
+
+    fn load(&self) -> [u32; N] {
+        // SAFETY: By the type invariants.
+        core::array::from_fn(|n| unsafe { self.at.add(n).read_volatile() })
+    }
+
+    fn store(&self, n: usize, value: u32) {
+        assert!(n < N);
+        // SAFETY: By the type invariants.
+        unsafe { self.at.add(n).write_volatile(value) };
+    }
+}
+
+impl<const N: usize> Drop for Words<N> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants it is mapped, and nobody has it after us.
+        unsafe { bindings::memunmap(self.at.as_ptr().cast()) };
+    }
+}
+
 fn poke(reader: &mut UserSliceReader) -> Result {
-    let mut buf = [0u8; 32];
-    let text = buf.get_mut(..reader.len()).ok_or(EINVAL)?;
-    reader.read_slice(text)?;
-    let text = core::str::from_utf8(text).map_err(|_| EINVAL)?;
-    let (address, value) = text.trim().split_once(' ').ok_or(EINVAL)?;
-    let address: u64 = address.parse().map_err(|_| EINVAL)?;
-    let value: u32 = value.parse().map_err(|_| EINVAL)?;
-    // SAFETY: The kernel refuses what it cannot map. The word is unmapped before this returns.
-    unsafe {
-        let word = bindings::memremap(address, 4, bindings::MEMREMAP_WB as c_ulong);
-        if word.is_null() {
-            return Err(ENOMEM);
+    let [address, value] = numbers(reader)?;
+    Words::<1>::at(address)?.store(0, value.try_into().map_err(|_| EINVAL)?);
+    Ok(())
+}
+
+/// How many changes `watch` has seen, and how many of them before that of the ID.
+static SEEN: Atomic<u32> = Atomic::new(0);
+static TOO_EARLY: Atomic<u32> = Atomic::new(0);
+
+fn watch(reader: &mut UserSliceReader) -> Result {
+    let [id, counter, milliseconds] = numbers(reader)?;
+    let (id, counter) = (Words::<4>::at(id)?, Words::<1>::at(counter)?);
+    SEEN.store(0, Relaxed);
+    TOO_EARLY.store(0, Relaxed);
+    let until = now() + milliseconds as i64 * 1_000_000;
+    let (mut last_id, mut last) = (id.load(), counter.load());
+    while now() < until {
+        // Seldom enough that most of the time is spent looking.
+        for _ in 0..1_000_000 {
+            if counter.load() == last {
+                continue;
+            }
+            let seen = id.load();
+            if seen == last_id {
+                TOO_EARLY.fetch_add(1, Relaxed);
+            }
+            SEEN.fetch_add(1, Relaxed);
+            // Both are whole by then.
+            // SAFETY: We may sleep.
+            unsafe { bindings::msleep(1) };
+            (last_id, last) = (id.load(), counter.load());
         }
-        word.cast::<u32>().write_volatile(value);
-        bindings::memunmap(word);
+        // SAFETY: We may sleep.
+        unsafe { bindings::msleep(0) };
     }
     Ok(())
 }
@@ -453,6 +525,8 @@ struct VmForks {
     #[pin]
     _poke: File<()>,
     #[pin]
+    _watch: File<()>,
+    #[pin]
     _canary: File<()>,
     #[pin]
     _interrupt: File<()>,
@@ -509,6 +583,14 @@ impl kernel::InPlaceModule for VmForks {
                 c"poke",
                 (),
                 &|(): &(), reader: &mut UserSliceReader| poke(reader),
+            ),
+            _watch <- dir.read_write_callback_file(
+                c"watch",
+                (),
+                &|(): &(), f: &mut fmt::Formatter<'_>| {
+                    writeln!(f, "{} {}", SEEN.load(Relaxed), TOO_EARLY.load(Relaxed))
+                },
+                &|(): &(), reader: &mut UserSliceReader| watch(reader),
             ),
             _canary <- dir.write_callback_file(
                 c"canary",

@@ -587,8 +587,8 @@ fn mremap_to_grow_is_efault() -> anyhow::Result<()> {
     same("the mapped counter", map.load(0), sys::read(&file)?)
 }
 
-/// Expect that neither the memory file of the process nor process_vm_writev() writes to the page, and
-/// that madvise() does not take it away.
+/// Expect that neither the memory file of the process nor process_vm_writev() writes to the page, that
+/// madvise() does not take it away, and that userfaultfd does not put another in its place.
 fn no_other_way_changes_the_page() -> anyhow::Result<()> {
     let file = open()?;
     // With memory of the process itself, each does what it says.
@@ -596,15 +596,13 @@ fn no_other_way_changes_the_page() -> anyhow::Result<()> {
     let memory = fs::OpenOptions::new().write(true).open("/proc/self/mem")?;
     let written = memory.write_at(&[1; 4], ours.address() as u64)?;
     same("/proc/self/mem", (written, ours.load(0)), (4, 0x0101_0101))?;
-    match sys::write_remote(ours.address(), &[2; 4]) {
-        // The small guest kernels lack the call; Debian's has it.
-        Err(err) if err.raw_os_error() == Some(libc::ENOSYS) => {}
-        written => same(
-            "process_vm_writev",
-            (written?, ours.load(0)),
-            (4, 0x0202_0202),
-        )?,
-    }
+    let written = sys::write_remote(ours.address(), &[2; 4])?;
+    same(
+        "process_vm_writev",
+        (written, ours.load(0)),
+        (4, 0x0202_0202),
+    )?;
+    drop(sys::answer_faults(ours.address(), page()).context("userfaultfd")?);
     ours.advise(libc::MADV_DONTNEED)?;
     same("what madvise took away", ours.load(0), 0)?;
 
@@ -619,6 +617,8 @@ fn no_other_way_changes_the_page() -> anyhow::Result<()> {
             let advised = map.advise(advice);
             ensure!(advised.is_err(), "madvise({advice}): {advised:?}");
         }
+        let answered = sys::answer_faults(map.address(), page());
+        ensure!(answered.is_err(), "userfaultfd: {answered:?}");
         same("the mapped counter", map.load(0), expected)?;
         same("read", sys::read(&file)?, expected)?;
     }

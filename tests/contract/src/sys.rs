@@ -10,7 +10,8 @@ use rustix::{
     event::{FdSetElement, FdSetIter, PollFlags, Timespec, fd_set_insert, fd_set_num_elements},
     fs::{Mode, OFlags},
     io::{Errno, IoSliceMut, Result},
-    mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags},
+    ioctl::{self, Updater, opcode::read_write},
+    mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags, UserfaultfdFlags, userfaultfd},
     process::{Pid, Signal, WaitOptions, kill_process, waitpid},
     time::{ClockId, clock_gettime},
 };
@@ -234,6 +235,31 @@ pub fn write_remote(address: usize, bytes: &[u8]) -> io::Result<usize> {
     // loaded as words only.
     let written = unsafe { libc::process_vm_writev(libc::getpid(), &local, 1, &remote, 1, 0) };
     usize::try_from(written).map_err(|_| io::Error::last_os_error())
+}
+
+/// Has the process itself answer the page faults of a range, until the file is closed:
+/// `userfaultfd(2)`, `linux/userfaultfd.h`.
+pub fn answer_faults(address: usize, len: usize) -> Result<OwnedFd> {
+    /// The number of the interface, and of its ioctls.
+    const API: u8 = 0xaa;
+    /// `UFFDIO_REGISTER_MODE_MISSING`
+    const MISSING: u64 = 1;
+    // SAFETY: Nobody has a fault in the range meanwhile.
+    let file = unsafe { userfaultfd(UserfaultfdFlags::CLOEXEC) }?;
+    let mut api = [u64::from(API), 0, 0];
+    let mut range = [address as u64, len as u64, MISSING, 0];
+    // SAFETY: `UFFDIO_API` takes three words, `UFFDIO_REGISTER` takes four.
+    unsafe {
+        ioctl::ioctl(
+            &file,
+            Updater::<{ read_write::<[u64; 3]>(API, 0x3f) }, _>::new(&mut api),
+        )?;
+        ioctl::ioctl(
+            &file,
+            Updater::<{ read_write::<[u64; 4]>(API, 0) }, _>::new(&mut range),
+        )?;
+    }
+    Ok(file)
 }
 
 /// Makes this thread a real-time one, which rustix cannot.

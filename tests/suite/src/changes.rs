@@ -150,7 +150,7 @@ fn without_module(options: Options) -> Options {
 }
 
 /// The tests of one subject share a guest.
-pub fn trials() -> Result<Vec<Trial>> {
+pub(crate) fn trials() -> Result<Vec<Trial>> {
     // Where the other node was asked for.
     let with_sysgenid = Shared::new();
     let mut guests = BTreeMap::<String, Shared<Guest>>::new();

@@ -80,6 +80,24 @@ impl Context {
         self.top.join("out").join(kernel::default()).join(name)
     }
 
+    /// A module that comes with the guests' kernel, by its path below drivers/.
+    pub fn module_in_tree(&self, path: &str) -> PathBuf {
+        let kernel = self.host.link(&format!("kernel-{}", kernel::default()));
+        kernel.join("build/drivers").join(path)
+    }
+
+    /// Adds Linux's driver of VMClock to a guest. Returns the command that loads it.
+    pub fn add_ptp_vmclock(&self, options: &mut Options) -> String {
+        let mut load = String::from("true");
+        for module in ["pps/pps_core.ko", "ptp/ptp.ko", "ptp/ptp_vmclock.ko"] {
+            let guest = format!("/{}", module.rsplit('/').next().unwrap_or(module));
+            load += &format!(" && insmod {guest}");
+            let host = self.module_in_tree(module);
+            options.add.push(Add { host, guest });
+        }
+        load
+    }
+
     /// Boots a guest that has the test programs.
     pub fn boot(&self, mut options: Options) -> Result<Vm> {
         if options.parameter.is_empty() {
@@ -91,12 +109,12 @@ impl Context {
         if options.machine == Machine::default() {
             options.machine = machine();
         }
-        options
-            .add
-            .extend(["contract", "header", "vmgenid"].map(|name| Add {
+        options.add.extend(
+            ["contract", "header", "header32", "vmgenid"].map(|name| Add {
                 host: self.program(name),
                 guest: format!("/bin/{name}"),
-            }));
+            }),
+        );
         Vm::boot(&self.host, options)
     }
 }
@@ -230,6 +248,18 @@ pub fn id_in_memory(vm: &Vm) -> Result<[u8; 16]> {
         id[field].reverse();
     }
     Ok(id)
+}
+
+/// Where the device's pages are: what VGIA points at in its ACPI table. The ID is 40 bytes behind
+/// that (VMGENID_GUID_OFFSET of QEMU's hw/acpi/vmgenid.h), the counter's page 4096.
+pub fn blob(vm: &Vm) -> Result<u32> {
+    let table = "cat /sys/firmware/acpi/tables/SSDT* | tr -d '\\n' | grep -ao 'VGIA.....'";
+    let bytes = vm.exec(["sh", "-c", table])?.stdout;
+    ensure!(
+        bytes.len() >= 9 && bytes[4] == 0x0c,
+        "VGIA is not a dword: {bytes:x?}"
+    );
+    Ok(u32::from_le_bytes(bytes[5..9].try_into()?))
 }
 
 /// How many times it has said so, once no more lines come.

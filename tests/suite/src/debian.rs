@@ -262,7 +262,7 @@ fn no_look_is_stale_and_no_draw_is_twice(context: &Context) -> Result<()> {
 }
 
 fn draws_after_the_barrier_differ_in_every_clone(context: &Context) -> Result<()> {
-    clones::draws_differ(&mut context.boot(with_module(context)?)?)
+    clones::draws_differ(&mut context.boot(with_module(context)?)?, false)
 }
 
 fn upgrade_removal_and_reinstall_leave_nothing(context: &Context) -> Result<()> {

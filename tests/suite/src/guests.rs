@@ -5,8 +5,8 @@
 
 use crate::{
     context::{
-        Context, await_random, counter, driver, expect_counter, expect_reseeds, genctr,
-        id_in_memory, no_node, no_splat, settled_reseeds,
+        Context, await_random, blob, counter, driver, expect_counter, expect_reseeds, genctr,
+        id_in_memory, lines, no_node, no_splat, settled_reseeds, wait,
     },
     promises, tests,
 };
@@ -21,6 +21,7 @@ tests! {
     beside_vmgenctr_the_other_module_is_refused [Builtin]
     the_promises_run_as_a_kernel_selftest
     the_id_is_nowhere_to_be_seen
+    the_pages_are_cached [Tiny]
 }
 
 fn reseeds_without_a_node(context: &Context, options: Options) -> Result<()> {
@@ -191,4 +192,29 @@ fn the_id_is_nowhere_to_be_seen(context: &Context) -> Result<()> {
     let guid = vm.qmp(&query_vm_generation_id {})?.guid;
     ensure!(!has(guid.as_bytes()), "the ID is there, as text");
     no_splat(&vm)
+}
+
+/// Expect that the kernel, and a process, have the device's pages mapped write-back, as Microsoft's
+/// specification says.
+fn the_pages_are_cached(context: &Context) -> Result<()> {
+    let vm = context.boot(genctr(42))?;
+    await_random(&vm)?;
+    vm.spawn(["contract", "spin", "--out", "/tmp/spin"], "/tmp/said")?;
+    wait("a process that has the page mapped", || {
+        let said = vm.shell("cat /tmp/spin 2>/dev/null || true")?;
+        Ok(said.contains("spinning").then_some(()))
+    })?;
+    let blob = u64::from(blob(&vm)?);
+    vm.shell("mount -t debugfs debugfs /sys/kernel/debug")?;
+    let list = lines(&vm, "cat /sys/kernel/debug/x86/pat_memtype_list")?;
+    // The ID's is mapped by the kernel, the counter's by the process, too.
+    for (page, times) in [(blob, 1), (blob + 4096, 2)] {
+        let range = format!("{page:#018x}-{:#018x}]", page + 4096);
+        let types: Vec<_> = list.iter().filter(|line| line.contains(&range)).collect();
+        ensure!(
+            types.len() == times && types.iter().all(|line| line.ends_with(" write-back")),
+            "{range}: {list:#?}"
+        );
+    }
+    Ok(())
 }

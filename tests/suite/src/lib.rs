@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! The tests: each boots the machines it needs, or shares one, and looks at
-//! what the guest says.
+//! what the guest says. The benchmark (tests/bench) uses what is public.
 
-mod age;
+pub mod age;
 mod awslc;
-pub mod bench;
-mod changes;
+pub mod changes;
 mod checkers;
-mod clones;
+pub mod clones;
 mod command;
 mod contention;
-mod context;
+pub mod context;
 mod deadline;
 mod debian;
-mod draws;
+pub mod draws;
 mod early;
 mod faults;
 mod firmware;
@@ -41,7 +40,7 @@ mod stepper;
 mod stress;
 mod tool;
 mod vmclock;
-mod vmforks;
+pub mod vmforks;
 mod warm;
 
 use anyhow::{Context as _, Result, ensure};
@@ -226,7 +225,7 @@ macro_rules! tests {
     ($([$($all:ident),*];)? $($name:ident $(($minutes:literal min))? $([$($on:ident),*])?)*) => {
         const ALL_ON: &[crate::On] = &[$($(crate::On::$all),*)?];
 
-        pub const TESTS: &[crate::Test] = &[$(crate::Test {
+        pub(crate) const TESTS: &[crate::Test] = &[$(crate::Test {
             name: concat!(module_path!(), "::", stringify!($name)),
             minutes: [$($minutes,)? crate::MINUTES][0],
             on: [ALL_ON, &[$($(crate::On::$on),*)?]],

@@ -25,22 +25,31 @@ tests! {
     without_the_device_clones_repeat_themselves
 }
 
-/// The header's tests share a guest.
+/// The header's tests, in processes of 64 and of 32 bits, share a guest.
 pub fn trials() -> Result<Vec<Trial>> {
     let shared = Shared::new();
     let names = promises::list(&Context::new()?, "header", &[])?;
-    let trial = |(name, on): (String, _)| {
+    let trial = |program: &str, name: &str, on| {
         let boot = |context: &Context| Guest::boot(context, Options::default());
         // What it has to know to unbind the device.
         let script = format!(
-            "cd {} && DEVICE=$(basename *[:.]*) BIND=$PWD/bind UNBIND=$PWD/unbind exec header {name}",
+            "cd {} && DEVICE=$(basename *[:.]*) BIND=$PWD/bind UNBIND=$PWD/unbind exec {program} {name}",
             driver()
         );
-        shared.trial(format!("library::header::{name}"), on, boot, move |guest| {
+        let name = format!("library::{program}::{name}");
+        shared.trial(name, on, boot, move |guest| {
             guest.check(&["sh", "-c", &script])
         })
     };
-    Ok(names.into_iter().map(trial).collect())
+    let mut trials = Vec::new();
+    for program in ["header", "header32"] {
+        trials.extend(
+            names
+                .iter()
+                .map(|(name, on)| trial(program, name, on.clone())),
+        );
+    }
+    Ok(trials)
 }
 
 const CLONES: u32 = 8;

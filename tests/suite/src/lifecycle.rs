@@ -9,7 +9,7 @@ use crate::{
     notifications, reports, tests,
 };
 use anyhow::{Context as _, Result, ensure};
-use vm::{Add, Options, kernel};
+use vm::{Add, Options};
 
 tests! {
     [AnySetup];
@@ -47,12 +47,10 @@ fn a_notification_after_the_unbind_does_nothing(context: &Context) -> Result<()>
 
 /// The test above can fail.
 fn the_kernels_own_driver_oopses_after_the_unbind(context: &Context) -> Result<()> {
-    let kernel = context.host.link(&format!("kernel-{}", kernel::default()));
-    let build = kernel.join("build");
     let options = Options {
         no_module: true,
         add: vec![Add {
-            host: build.join("drivers/virt/vmgenid.ko"),
+            host: context.module_in_tree("virt/vmgenid.ko"),
             guest: "/mainline.ko".into(),
         }],
         ..Options::default()

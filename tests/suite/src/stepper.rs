@@ -35,6 +35,7 @@ tests! {
     a_snapshot_in_read_makes_no_draw_equal (30 min)
     a_snapshot_in_the_drivers_reseed_makes_no_draw_equal (30 min)
     the_id_is_mixed_in_before_the_reseed
+    the_first_id_is_mixed_in_before_the_reseed
     without_the_barrier_draws_are_equal (30 min)
     every_instruction_of_a_reseed [Soak]
     every_instruction_of_the_builtin_drivers_reseed [Soak]
@@ -679,6 +680,31 @@ fn the_id_is_mixed_in_before_the_reseed(context: &Context) -> Result<()> {
         mixed == id,
         "the driver mixes in {mixed:x?}, the ID is {id:x?}"
     );
+    Ok(())
+}
+
+/// Expect the same of the first ID, when the module is loaded.
+fn the_first_id_is_mixed_in_before_the_reseed(context: &Context) -> Result<()> {
+    let vm = context.boot(Options {
+        no_module: true,
+        ..cpus(1)
+    })?;
+    await_random(&vm)?;
+    let mix = function(&vm, "add_device_randomness")?;
+    let reseed = function(&vm, "random_ioctl")?;
+    let id = id_in_memory(&vm)?;
+    // The guest stands still while the debugger is attached, until it is told to run.
+    vm.spawn(["sh", "-c", "sleep 1; insmod /vmgenid.ko"], "/tmp/insmod")?;
+    let mut gdb = vm.debug()?;
+    let mut mixed = false;
+    run_to(&mut gdb, &[mix, reseed], |gdb, cpu, registers| {
+        if registers.rip == reseed {
+            return Ok(true);
+        }
+        mixed |= registers.rsi == 16 && gdb.read(cpu, registers.rdi, 16)? == id;
+        Ok(false)
+    })?;
+    ensure!(mixed, "the driver reseeds first");
     Ok(())
 }
 

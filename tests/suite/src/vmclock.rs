@@ -6,7 +6,6 @@
 //! With VMGENID_SOURCE=vmclock all promises, and all tests with clones, run on it.
 
 use crate::{
-    bench,
     context::{Context, Reply, expect_counter, genctr, no_node, no_splat, wait},
     stepper, tests,
     vmforks::{self, Background},
@@ -329,7 +328,7 @@ fn without_an_id_device_there_is_no_node(context: &Context) -> Result<()> {
 /// running before, ClockBound's, sees each change.
 fn linuxs_driver_is_not_disturbed(context: &Context) -> Result<()> {
     let mut options = vmclock(42);
-    let load = bench::add_ptp_vmclock(context, &mut options)?;
+    let load = context.add_ptp_vmclock(&mut options);
     options.add.push(Add {
         host: context.program("clockbound"),
         guest: "/bin/clockbound".into(),

@@ -34,8 +34,9 @@ pub struct Cpu(u32);
 pub struct Registers {
     pub rip: u64,
     pub rsp: u64,
-    /// The first argument of a function that was just called.
+    /// The first two arguments of a function that was just called.
     pub rdi: u64,
+    pub rsi: u64,
 }
 
 pub struct Gdb {
@@ -100,6 +101,7 @@ impl Gdb {
             rip: register(16)?,
             rsp: register(7)?,
             rdi: register(5)?,
+            rsi: register(4)?,
         })
     }
 

@@ -16,7 +16,7 @@ pub struct Needs {
 
 /// The driver's name: where the kernel's own is built in, it is another one.
 pub fn driver(name: &str) -> &'static str {
-    match is_builtin(name) || name == DEBIAN {
+    match is_builtin(name) || [DEBIAN, STOCK].contains(&name) {
         true => "vmgenctr",
         false => "vmgenid",
     }
@@ -38,6 +38,9 @@ pub fn default() -> String {
 
 /// The kernel of a whole Debian guest, with its disk: see scripts/debian-image.
 pub const DEBIAN: &str = "debian";
+
+/// The same kernel with the small initramfs of the other guests: see scripts/debian-kernel.
+pub const STOCK: &str = "stock";
 
 /// What the kernel of that name needs.
 pub fn needs(name: &str) -> Needs {

@@ -5,14 +5,14 @@
 //! observed.
 
 use super::Driver;
-use crate::{
+use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeSet, time::Duration};
+use suite::{
     age::await_old_age,
     context::{Context, await_random, genctr, wait},
     draws::Draws,
 };
-use anyhow::{Context as _, Result, ensure};
-use serde::{Deserialize, Serialize};
-use std::{collections::BTreeSet, time::Duration};
 use vm::{
     Add, Machine, Options, Vm,
     qapi::qmp::{cont, human_monitor_command, stop},

@@ -13,14 +13,6 @@ mod pictures;
 mod report;
 mod sizes;
 
-use crate::{
-    age::grow_old,
-    changes::Guest,
-    clones,
-    context::{Context, await_random, genctr, wait},
-    draws::Same,
-    vmforks,
-};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use report::{Report, Timeline};
@@ -28,6 +20,14 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     process::ExitCode,
+};
+use suite::{
+    age::grow_old,
+    changes::Guest,
+    clones,
+    context::{Context, await_random, genctr, wait},
+    draws::Same,
+    vmforks,
 };
 use vm::{Add, Options, Vm, kernel};
 
@@ -96,19 +96,13 @@ impl Driver {
         Ok(match self {
             Self::Ours => context.module("vmgenid.ko"),
             Self::C => context.module("vmgenid_c.ko"),
-            Self::Mainline => built_in_tree(context, "virt/vmgenid.ko")?,
+            Self::Mainline => context.module_in_tree("virt/vmgenid.ko"),
         })
     }
 }
 
-/// A module that comes with the guest's kernel.
-fn built_in_tree(context: &Context, path: &str) -> Result<PathBuf> {
-    let kernel = context.host.link(&format!("kernel-{}", kernel::default()));
-    Ok(kernel.join("build/drivers").join(path))
-}
-
 /// Prints what it measures, and writes the results.
-pub fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
     let run = || -> Result<()> {
         let keeps = cli.again || cli.only_calls || cli.only_early || cli.keep_early;
@@ -279,24 +273,10 @@ fn notification(context: &Context, driver: Driver) -> Result<String> {
     Ok(said)
 }
 
-/// Adds Linux's driver of VMClock to a guest. Returns the command that loads it.
-pub fn add_ptp_vmclock(context: &Context, options: &mut Options) -> Result<String> {
-    let mut load = String::from("true");
-    for module in ["pps/pps_core.ko", "ptp/ptp.ko", "ptp/ptp_vmclock.ko"] {
-        let guest = format!("/{}", module.rsplit('/').next().unwrap_or(module));
-        load += &format!(" && insmod {guest}");
-        options.add.push(Add {
-            host: built_in_tree(context, module)?,
-            guest,
-        });
-    }
-    Ok(load)
-}
-
 /// QEMU's vmclock, and Linux's driver of it.
 fn vmclock(context: &Context) -> Result<String> {
     let mut options = counted(context, Driver::Mainline, false)?;
-    let load = add_ptp_vmclock(context, &mut options)?;
+    let load = context.add_ptp_vmclock(&mut options);
     options.qemu_arg = ["-device", "vmclock"].map(String::from).into();
     let vm = context.boot(options)?;
     await_random(&vm)?;

@@ -4,12 +4,12 @@
 //! clones.
 
 use super::{Driver, counted, report::Growth, rows};
-use crate::{
+use anyhow::{Context as _, Result, ensure};
+use std::{fs, time::Instant};
+use suite::{
     changes::Guest,
     context::{Context, await_random, counter, genctr},
 };
-use anyhow::{Context as _, Result, ensure};
-use std::{fs, time::Instant};
 use vm::{Options, Vm};
 
 pub fn measure(context: &Context) -> Result<Vec<Growth>> {

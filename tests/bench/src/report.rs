@@ -3,10 +3,10 @@
 //! The results, and the files that are made of them.
 
 use super::{early, pictures, rows, save};
-use crate::draws;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
+use suite::draws;
 
 /// The column of what is the kernel's own, whatever driver there is.
 const KERNEL: &str = "the kernel";
