@@ -36,15 +36,18 @@ prepare:
 	@scripts/module $(KERNEL)
 	@scripts/userspace
 
-# What a demo needs, and no more.
+# What a demo needs, and no more: Debian's own kernel, which is not built.
 prepare-demo:
 	@scripts/buildroot
-	+@$(MAKE) --no-print-directory -j2 prepare-qemu prepare-kernel
-	@scripts/module --driver $(KERNEL)
+	+@$(MAKE) --no-print-directory -j2 prepare-qemu prepare-debian-kernel
+	@scripts/module --driver stock
 	@scripts/userspace vm guest contract
 
 prepare-qemu:
 	@scripts/qemu
+
+prepare-debian-kernel:
+	@scripts/debian-kernel
 
 prepare-kernel:
 	@scripts/kernel $(KERNEL)
@@ -107,4 +110,4 @@ help:
 	@echo  '  distclean       - clean, and remove out/'
 	@echo  '  KERNEL=NAME     - of vm, prepare, test: tests/kernel/NAME.config [$(KERNEL)]'
 
-.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-demo prepare-qemu prepare-kernel vm demo test test-debug test-debian deb soak stepper mutants bench check prune distclean help
+.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-demo prepare-qemu prepare-kernel prepare-debian-kernel vm demo test test-debug test-debian deb soak stepper mutants bench check prune distclean help
