@@ -167,7 +167,9 @@ fn tsc_khz(options: &Options) -> u128 {
 
 fn kernel_parameters(options: &Options) -> String {
     // On a busy host the timer may well come late: the kernel would panic.
-    let mut parameters = String::from("console=ttyS0 panic=-1 no_timer_check");
+    // And CPU 0 would wait for another CPU, to compare their TSCs, while that one waits for CPU 0 in
+    // `stop_machine()` (`kernel/time/clocksource.c`).
+    let mut parameters = String::from("console=ttyS0 panic=-1 no_timer_check tsc=nowatchdog");
     if options.machine == Machine::Microvm {
         // It has no clock to measure the TSC by. A hypervisor such as Firecracker tells the guest.
         parameters += &format!(" tsc_early_khz={}", tsc_khz(options));
