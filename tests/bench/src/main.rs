@@ -29,7 +29,7 @@ use suite::{
     draws::Same,
     vmforks,
 };
-use vm::{Add, Options, Vm, kernel};
+use vm::{Add, Options, Vm};
 
 /// Measures this driver beside its peers
 #[derive(Parser)]
