@@ -21,6 +21,10 @@ pub enum On {
     Builtin,
     /// Not with such a kernel. `vmgenctr` keeps the promises of `vmgenid`, so each has a reason.
     NotBuiltin,
+    /// Only with the kernel `series`, which looks at the ID itself: patches/linux.
+    Series,
+    /// Not with that kernel.
+    Mainline,
     /// Only with a kernel in which things can be made to fail.
     Debug,
     /// Only with a kernel that has checkers (KASAN, lockdep, kmemleak; KCSAN).
@@ -59,13 +63,15 @@ pub fn is_ignored(on: &[On]) -> bool {
     let other_setup = context::parameters().is_some()
         || context::source() == Source::Vmclock
         || context::machine() == Machine::Microvm;
-    let plain = matches!(kernel.as_str(), "tiny" | "builtin");
+    let plain = matches!(kernel.as_str(), "tiny" | "builtin" | kernel::SERIES);
     is(On::Soak)
         || other_setup && !is(On::AnySetup)
         || context::machine() == Machine::Microvm && is(On::Pc)
         || kernel != "tiny" && is(On::Tiny)
         || kernel::is_builtin(&kernel) && is(On::NotBuiltin)
         || !kernel::is_builtin(&kernel) && is(On::Builtin)
+        || kernel != kernel::SERIES && is(On::Series)
+        || kernel == kernel::SERIES && is(On::Mainline)
         || !kernel.starts_with("debug") && is(On::Debug)
         || plain && is(On::Checkers)
         || !plain && is(On::PlainKernel)

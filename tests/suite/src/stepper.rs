@@ -36,11 +36,14 @@ tests! {
     a_snapshot_in_the_drivers_reseed_makes_no_draw_equal (30 min)
     the_id_is_mixed_in_before_the_reseed
     the_first_id_is_mixed_in_before_the_reseed
-    without_the_barrier_draws_are_equal (30 min)
+    without_the_barrier_draws_are_equal (30 min) [Mainline]
+    a_draw_needs_no_barrier_on_1_cpu (30 min) [Series]
+    a_draw_needs_no_barrier_on_2_cpus (30 min) [Series]
     every_instruction_of_a_reseed [Soak]
     every_instruction_of_the_builtin_drivers_reseed [Soak]
     every_instruction_of_read [Soak]
     every_instruction_of_the_drivers_reseed [Soak]
+    every_instruction_of_a_draw_without_a_barrier [Soak]
 }
 
 /// How many draws each clone makes, its processes together.
@@ -51,6 +54,12 @@ const CLONES: [u32; 2] = [100, 101];
 
 /// The kernel's functions that a reseed is stepped through.
 const RESEED: [&str; 2] = ["crng_reseed", "extract_entropy"];
+
+/// The function that the first of these calls with patches/linux.
+const NEW_KEY: &str = "crng_new_key";
+
+/// The kernel's function that random bytes come from.
+const DRAW: &str = "crng_make_state";
 
 /// At how many instructions of the driver `make test` takes a snapshot, about.
 const SAMPLE: usize = 10;
@@ -72,6 +81,8 @@ enum Path {
     Read,
     /// The driver's reseed after a notification.
     Driver,
+    /// A process draws from the kernel.
+    Draw,
 }
 
 impl fmt::Display for Path {
@@ -81,6 +92,7 @@ impl fmt::Display for Path {
             Path::Builtin => "the built-in driver's reseed",
             Path::Read => "the driver's read()",
             Path::Driver => "the driver's reseed",
+            Path::Draw => "a draw",
         })
     }
 }
@@ -95,9 +107,14 @@ impl Path {
     fn inside(self, symbols: &Symbols) -> Result<Vec<Function>> {
         match self {
             Path::Periodic | Path::Builtin => {
-                RESEED.iter().map(|name| symbols.function(name)).collect()
+                let reseed = RESEED.iter().map(|name| symbols.function(name));
+                // patches/linux makes two functions of the first.
+                reseed
+                    .chain(symbols.parts(NEW_KEY).into_iter().map(Ok))
+                    .collect()
             }
             Path::Read | Path::Driver => symbols.driver(""),
+            Path::Draw => Ok(symbols.parts(DRAW)),
         }
     }
 
@@ -107,6 +124,7 @@ impl Path {
             Path::Periodic | Path::Builtin => Ok(vec![symbols.function(RESEED[0])?]),
             Path::Read => symbols.driver(READ),
             Path::Driver => symbols.driver(SLOW),
+            Path::Draw => Ok(vec![symbols.function(DRAW)?]),
         }
     }
 
@@ -119,6 +137,7 @@ impl Path {
             // The kernel calls the driver.
             Path::Read => !caller.driver,
             Path::Driver => true,
+            Path::Draw => caller.name.starts_with("get_random_bytes_user"),
         }
     }
 }
@@ -183,6 +202,14 @@ impl Symbols {
                 other.len()
             ),
         }
+    }
+
+    /// The kernel's functions whose names begin so. The compiler keeps what is seldom executed
+    /// apart, and jumps there (`.cold`).
+    fn parts(&self, name: &str) -> Vec<Function> {
+        let functions = self.0.iter().filter(|function| !function.driver);
+        let functions = functions.filter(|function| function.name.starts_with(name));
+        functions.cloned().collect()
     }
 
     /// The driver's functions with that in their names.
@@ -356,6 +383,11 @@ enum Look {
 
 impl Original {
     fn boot(context: &Context, options: Options, look: Look) -> Result<Self> {
+        Self::boot_beside(context, options, look, "exit")
+    }
+
+    /// The same, where a script runs beside the processes.
+    fn boot_beside(context: &Context, options: Options, look: Look, script: &str) -> Result<Self> {
         let counter = 42;
         let options = Options {
             genctr: Some(counter),
@@ -367,6 +399,7 @@ impl Original {
         let rdrand = vm.shell("grep -cw rdrand /proc/cpuinfo || true")?;
         ensure!(rdrand.trim() == "0", "the guest has RDRAND");
         let count = (DRAWS / cpus).to_string();
+        vm.spawn(["sh", "-c", script], "/tmp/beside")?;
         for cpu in 0..cpus {
             let (out, said) = (format!("/tmp/draws-{cpu}"), format!("/tmp/said-{cpu}"));
             let (cpu, until) = (cpu.to_string(), CLONES[0].to_string());
@@ -613,6 +646,7 @@ fn expect_no_equal_draw(context: &Context, path: Path, options: Options) -> Resu
             };
             original.equal_draws(path, wanted, |_| {})?
         }
+        Path::Draw => bail!("there is no barrier in {path}"),
     };
     judge(path, &rows)
 }
@@ -726,6 +760,48 @@ fn without_the_barrier_draws_are_equal(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Expect that with patches/linux no draw is equal where the kernel's own reseed, or a draw of
+/// another process, was interrupted by the snapshot: without the early look, and without read().
+fn a_draw_needs_no_barrier_on_1_cpu(context: &Context) -> Result<()> {
+    expect_no_barrier_needed(context, 1)
+}
+
+/// Expect the same on two CPUs.
+fn a_draw_needs_no_barrier_on_2_cpus(context: &Context) -> Result<()> {
+    expect_no_barrier_needed(context, 2)
+}
+
+fn expect_no_barrier_needed(context: &Context, smp: u16) -> Result<()> {
+    for path in [Path::Periodic, Path::Draw] {
+        let mut original = without_barrier(context, smp)?;
+        let all = original.boundaries(path)?;
+        let deep = |at: &Boundary| original.symbols.describe(at.address).starts_with(RESEED[1]);
+        ensure!(
+            path == Path::Draw || all.iter().any(deep),
+            "{} is not in {path}",
+            RESEED[1]
+        );
+        let count = all.len();
+        let mut n = 0;
+        let wanted = |_: &Boundary| {
+            n += 1;
+            n % count.div_ceil(SAMPLE) == 0
+        };
+        judge(path, &original.equal_draws(path, wanted, |_| {})?)?;
+    }
+    Ok(())
+}
+
+/// A guest in which another process draws all the time.
+fn without_barrier(context: &Context, smp: u16) -> Result<Original> {
+    let options = Options {
+        parameter: vec!["early_look=0".into()],
+        ..cpus(smp)
+    };
+    let draws = "while :; do head -c 16 /dev/urandom >/dev/null; done";
+    Original::boot_beside(context, options, Look::WithoutBarrier, draws)
+}
+
 /// Expect the same of every instruction of a reseed.
 fn every_instruction_of_a_reseed(context: &Context) -> Result<()> {
     every_instruction(context, Path::Periodic)
@@ -744,6 +820,24 @@ fn every_instruction_of_read(context: &Context) -> Result<()> {
 /// Expect the same of every instruction of the driver's reseed.
 fn every_instruction_of_the_drivers_reseed(context: &Context) -> Result<()> {
     every_instruction(context, Path::Driver)
+}
+
+/// Expect no equal draw of any instruction of a draw with patches/linux, without read().
+fn every_instruction_of_a_draw_without_a_barrier(context: &Context) -> Result<()> {
+    let mut table = Table::default();
+    let mut failures = Vec::new();
+    for path in [Path::Draw, Path::Periodic] {
+        for smp in [1, 2] {
+            let column = format!("{smp} CPU");
+            let mut original = without_barrier(context, smp)?;
+            let tell = |row: &Row| eprintln!("{column}: {:5} {}", row.equal, row.instruction());
+            let rows = original.equal_draws(path, |_| true, tell)?;
+            failures.extend(judge(path, &rows).err());
+            table.add(column, &rows);
+        }
+    }
+    println!("a snapshot in a draw, and in a reseed: equal draws of {DRAWS}\n\n{table}");
+    failures.into_iter().next().map_or(Ok(()), Err)
 }
 
 /// For `make stepper`: takes a snapshot at every instruction of a path, and prints a table. With

@@ -25,8 +25,12 @@ pub fn driver(name: &str) -> &'static str {
 /// Whether its own driver is built in: builtin, or another configuration with that over
 /// it.
 pub fn is_builtin(name: &str) -> bool {
-    name.split('-').any(|part| part == "builtin")
+    name.split('-')
+        .any(|part| ["builtin", SERIES].contains(&part))
 }
+
+/// Linux with patches/linux.
+pub const SERIES: &str = "series";
 
 /// The kernel that is meant where nobody says which: VMGENID_KERNEL, or tiny.
 pub fn default() -> String {
