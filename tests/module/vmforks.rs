@@ -22,9 +22,10 @@
 //!   with nothing for any of them. How long that took at least, in nanoseconds: what is read. (What
 //!   the threads of such handlers do is not in there.)
 //! - `poke`: a write of "ADDRESS VALUE" writes a 32-bit word to a physical address that is not RAM.
-//! - `watch`: a write of "ID COUNTER MILLISECONDS", two physical addresses and a time, looks at the
-//!   counter for so long, and at the ID whenever the counter has changed. What is read: how many
-//!   changes there were, and at how many of them the ID was still the old one.
+//! - `watch`: a write of "ID COUNTER CHANGES", two physical addresses and a number, looks at the
+//!   counter until it has changed that often, and at the ID at each change. What is read: how many
+//!   changes there were (0 once it looks), and at how many of them the ID was still the old one.
+//!   Nothing may change before it looks, nor before the last change has been counted.
 //! - `canary`: a write of a number makes a mistake that one of the kernel's checkers must report. 1
 //!   loses an allocation (kmemleak), 2 reads freed memory (KASAN), 3 takes two locks in both orders
 //!   (lockdep). 4 reads a number in memory for two seconds and 5 writes it for as long, by functions
@@ -228,34 +229,36 @@ fn poke(reader: &mut UserSliceReader) -> Result {
     Ok(())
 }
 
-/// How many changes `watch` has seen, and how many of them before that of the ID.
-static SEEN: Atomic<u32> = Atomic::new(0);
+/// How many changes `watch` has seen, which is `u32::MAX` before it looks, and how many of them
+/// before that of the ID.
+static SEEN: Atomic<u32> = Atomic::new(u32::MAX);
 static TOO_EARLY: Atomic<u32> = Atomic::new(0);
 
 fn watch(reader: &mut UserSliceReader) -> Result {
-    let [id, counter, milliseconds] = numbers(reader)?;
+    let [id, counter, changes] = numbers(reader)?;
     let (id, counter) = (Words::<4>::at(id)?, Words::<1>::at(counter)?);
-    SEEN.store(0, Relaxed);
-    TOO_EARLY.store(0, Relaxed);
-    let until = now() + milliseconds as i64 * 1_000_000;
+    let until = now() + 120_000_000_000;
     let (mut last_id, mut last) = (id.load(), counter.load());
-    while now() < until {
+    let mut seen = 0;
+    TOO_EARLY.store(0, Relaxed);
+    SEEN.store(seen, Relaxed);
+    while u64::from(seen) < changes {
+        if now() > until {
+            return Err(ETIMEDOUT);
+        }
         // Seldom enough that most of the time is spent looking.
-        for _ in 0..1_000_000 {
-            if counter.load() == last {
-                continue;
-            }
-            let seen = id.load();
-            if seen == last_id {
+        if (0..1_000_000).any(|_| counter.load() != last) {
+            if id.load() == last_id {
                 TOO_EARLY.fetch_add(1, Relaxed);
             }
-            SEEN.fetch_add(1, Relaxed);
-            // Both are whole by then.
+            // Both are whole by then. Nothing changes until this is counted.
             // SAFETY: We may sleep.
             unsafe { bindings::msleep(1) };
             (last_id, last) = (id.load(), counter.load());
+            seen += 1;
+            SEEN.store(seen, Relaxed);
         }
-        // SAFETY: We may sleep.
+        // SAFETY: As above.
         unsafe { bindings::msleep(0) };
     }
     Ok(())

@@ -4,7 +4,9 @@
 
 use crate::{
     age::grow_old,
-    context::{Context, await_random, blob, counter, expect_counter, genctr, no_splat, parameters},
+    context::{
+        Context, await_random, blob, counter, expect_counter, genctr, no_splat, parameters, wait,
+    },
     draws::{self, Same},
     tests,
     vmforks::{self, Background},
@@ -166,26 +168,30 @@ fn the_counter_is_new_before_the_first_instruction(context: &Context) -> Result<
 /// Expect that the guest sees the new ID, all of it, no later than the new counter: read() reseeds with
 /// what it finds.
 fn the_id_changes_before_the_counter(context: &Context) -> Result<()> {
+    const CHANGES: u32 = 60;
     let mut vm = vmforks::boot(context, two_cpus())?;
     let (id, counter) = (blob(&vm)? + 40, counter_address(&vm)?);
     let watch = "/sys/kernel/debug/vmforks/watch";
-    let looks = format!("exec taskset 2 sh -c 'echo {id} {counter} 8000 >{watch}'");
+    let looks = format!("exec taskset 2 sh -c 'echo {id} {counter} {CHANGES} >{watch}'");
     let looks = Background::start(&vm, &looks)?;
-    let start = Instant::now();
-    let mut value = FIRST;
-    while start.elapsed() < Duration::from_secs(6) {
-        value += 1;
-        vm.set_genctr(value)?;
+    // How many changes it has seen, and how many of them before the ID's.
+    let said = |vm: &Vm| -> Result<[u32; 2]> {
+        let said = vm.shell(&format!("cat {watch}"))?;
+        let (seen, early) = said.trim().split_once(' ').context("no result")?;
+        Ok([seen.parse()?, early.parse()?])
+    };
+    for n in 0..=CHANGES {
+        if n > 0 {
+            vm.set_genctr(FIRST + n)?;
+        }
+        wait("the change is seen", || {
+            Ok((said(&vm)?[0] == n).then_some(()))
+        })?;
     }
     looks.end(&vm)?;
-    let said = vm.shell(&format!("cat {watch}"))?;
-    let (seen, early) = said.trim().split_once(' ').context("no result")?;
-    eprintln!(
-        "{seen} of {} changes seen, {early} before the ID's",
-        value - FIRST
-    );
-    ensure!(seen.parse::<u32>()? > 20, "changes seen: {said}");
-    ensure!(early == "0", "the counter changed first {early} times");
+    let [_, early] = said(&vm)?;
+    ensure!(early == 0, "the counter changed first {early} times");
+    let value = FIRST + CHANGES;
     expect_counter(&vm, value)
 }
 
