@@ -207,7 +207,7 @@ fn the_pages_are_cached(context: &Context) -> Result<()> {
     let blob = u64::from(blob(&vm)?);
     vm.shell("mount -t debugfs debugfs /sys/kernel/debug")?;
     let list = lines(&vm, "cat /sys/kernel/debug/x86/pat_memtype_list")?;
-    // The ID's is mapped by the kernel, the counter's by the process, too.
+    // Only the kernel maps the ID's page. The kernel and the process map the counter's page.
     for (page, times) in [(blob, 1), (blob + 4096, 2)] {
         let range = format!("{page:#018x}-{:#018x}]", page + 4096);
         let types: Vec<_> = list.iter().filter(|line| line.contains(&range)).collect();
