@@ -6,16 +6,16 @@
 
 use super::Driver;
 use anyhow::{Context as _, Result, ensure};
+use harness::{
+    Add, Machine, Options, Vm,
+    qapi::qmp::{cont, human_monitor_command, stop},
+};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, time::Duration};
 use suite::{
     age::await_old_age,
     context::{Context, await_random, genctr, wait},
     draws::Draws,
-};
-use vm::{
-    Add, Machine, Options, Vm,
-    qapi::qmp::{cont, human_monitor_command, stop},
 };
 
 /// The counter that the guests begin with.

@@ -5,12 +5,12 @@
 
 use super::{Driver, counted, report::Growth, rows};
 use anyhow::{Context as _, Result, ensure};
+use harness::{Options, Vm};
 use std::{fs, time::Instant};
 use suite::{
     changes::Guest,
     context::{Context, await_random, counter, genctr},
 };
-use vm::{Options, Vm};
 
 pub fn measure(context: &Context) -> Result<Vec<Growth>> {
     let mut growth = Vec::from(in_a_guest(context)?);

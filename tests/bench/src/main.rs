@@ -15,6 +15,7 @@ mod sizes;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
+use harness::{Add, Options, Vm};
 use report::{Report, Timeline};
 use std::{
     collections::BTreeMap,
@@ -29,7 +30,6 @@ use suite::{
     draws::Same,
     vmforks,
 };
-use vm::{Add, Options, Vm};
 
 /// Measures this driver beside its peers
 #[derive(Parser)]
@@ -113,7 +113,7 @@ fn main() -> ExitCode {
         if cli.again {
             return report.write(&cli.out);
         }
-        vm::interrupt::catch()?;
+        harness::interrupt::catch()?;
         let context = Context::new()?;
         if !cli.only_early {
             calls(&context, &mut report)?;

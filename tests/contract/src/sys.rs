@@ -222,7 +222,7 @@ pub fn now() -> u64 {
 
 /// Writes to an address of this process by `process_vm_writev(2)`, which rustix lacks: as a debugger
 /// would.
-pub fn write_remote(address: usize, bytes: &[u8]) -> io::Result<usize> {
+pub fn write_remote(address: usize, bytes: &[u8]) -> Result<usize> {
     let local = libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
         iov_len: bytes.len(),
@@ -234,7 +234,8 @@ pub fn write_remote(address: usize, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: The local vector is valid. The remote one is in a mapping of the caller's, which is
     // loaded as words only.
     let written = unsafe { libc::process_vm_writev(libc::getpid(), &local, 1, &remote, 1, 0) };
-    usize::try_from(written).map_err(|_| io::Error::last_os_error())
+    usize::try_from(written)
+        .map_err(|_| Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
 }
 
 /// Has the process itself answer the page faults of a range, until the file is closed:

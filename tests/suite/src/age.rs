@@ -11,8 +11,8 @@ use crate::{
     tests,
 };
 use anyhow::{Context as _, Result, ensure};
+use harness::{Machine, Options, Vm, kernel};
 use std::{collections::BTreeSet, time::Duration};
-use vm::{Machine, Options, Vm, kernel};
 
 tests! {
     a_clock_that_wraps_cannot_be_moved

@@ -11,11 +11,11 @@ use crate::{
     tests, vmforks,
 };
 use anyhow::{Context as _, Result, bail, ensure};
+use harness::{Add, Options, Source, Vm};
 use std::{
     collections::{BTreeMap, BTreeSet},
     str::FromStr,
 };
-use vm::{Add, Options, Source, Vm};
 
 tests! {
     no_two_clones_draw_the_same_on_dev_sysgenid (20 min)

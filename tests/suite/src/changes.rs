@@ -10,6 +10,7 @@ use crate::{
     shared::Shared,
 };
 use anyhow::{Result, ensure};
+use harness::{Options, Status, Stream, Vm, qapi::qmp};
 use std::{
     borrow::Borrow,
     collections::BTreeMap,
@@ -20,7 +21,6 @@ use std::{
     thread,
     time::Duration,
 };
-use vm::{Options, Status, Stream, Vm, qapi::qmp};
 
 /// What the counter of a guest is at first.
 const FIRST: u32 = 42;

@@ -7,8 +7,8 @@ use crate::{
     deadline, tests, vmforks,
 };
 use anyhow::{Context as _, Result, ensure};
+use harness::Options;
 use std::{fs, time::Duration};
-use vm::Options;
 
 tests! {
     the_kernel_has_its_checkers
@@ -24,7 +24,7 @@ fn the_kernel_has_its_checkers(context: &Context) -> Result<()> {
         cd /sys/kernel/debug; ls -d kmemleak kcsan failslab fail_function /proc/lockdep_stats 2>/dev/null
         dmesg | grep -o 'KernelAddressSanitizer initialized' || true",
     )?;
-    let expected: &[&str] = match vm::kernel::default().as_str() {
+    let expected: &[&str] = match harness::kernel::default().as_str() {
         "debug" => &[
             "/proc/lockdep_stats",
             "fail_function",
@@ -44,7 +44,7 @@ fn the_kernel_has_its_checkers(context: &Context) -> Result<()> {
 
 /// Expect that a mistake which one of the kernel's checkers must find fails the test that made it.
 fn each_checker_is_heard(_: &Context) -> Result<()> {
-    let canaries: &[(&str, &str)] = match vm::kernel::default().as_str() {
+    let canaries: &[(&str, &str)] = match harness::kernel::default().as_str() {
         "kcsan" => &[("echo 5 >canary & echo 4 >canary; wait", "KCSAN: data-race")],
         _ => &[
             ("echo 1 >canary", "unreferenced object"),

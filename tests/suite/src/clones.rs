@@ -13,6 +13,7 @@ use crate::{
     warm::{self, Broken, Draws, Moment, Warm},
 };
 use anyhow::{Context as _, Result, bail, ensure};
+use harness::{Name, Options, Source, Vm};
 use std::{
     collections::BTreeSet,
     env, fmt,
@@ -20,7 +21,6 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use vm::{Name, Options, Source, Vm};
 
 tests! {
     [AnySetup];
@@ -147,9 +147,9 @@ fn the_counter_is_new_before_the_first_instruction(context: &Context) -> Result<
         },
         None,
     )?;
-    let status = clone.qmp(&vm::qapi::qmp::query_status {})?;
+    let status = clone.qmp(&harness::qapi::qmp::query_status {})?;
     ensure!(!status.running, "the clone runs already");
-    let words = clone.qmp(&vm::qapi::qmp::human_monitor_command {
+    let words = clone.qmp(&harness::qapi::qmp::human_monitor_command {
         command_line: format!("xp /2wx {address:#x}"),
         cpu_index: None,
     })?;
@@ -159,7 +159,7 @@ fn the_counter_is_new_before_the_first_instruction(context: &Context) -> Result<
         "in the guest's memory: {words}"
     );
 
-    clone.qmp(&vm::qapi::qmp::cont {})?;
+    clone.qmp(&harness::qapi::qmp::cont {})?;
     let said = counter(&clone)?;
     ensure!(said == "read 77, mapped 77", "the clone says: {said}");
     Ok(())
@@ -255,7 +255,7 @@ fn a_restore_that_fails_says_so(context: &Context) -> Result<()> {
     expect(vm.clone_unchecked(&snapshot, smaller, None), "QEMU ended")?;
     let another = Options {
         genctr: Some(43),
-        machine: vm::Machine::Q35,
+        machine: harness::Machine::Q35,
         ..options
     };
     expect(vm.clone_unchecked(&snapshot, another, None), "QEMU ended")?;

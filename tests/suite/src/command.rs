@@ -7,7 +7,7 @@ use crate::{
     tests,
 };
 use anyhow::{Result, ensure};
-use vm::Vm;
+use harness::Vm;
 
 tests! {
     get_prints_the_generation
@@ -183,10 +183,10 @@ fn watch_runs_a_command(context: &Context) -> Result<()> {
 
 /// The kernel's own counter, which is late.
 fn a_lesser_source_is_said(context: &Context) -> Result<()> {
-    let options = vm::Options {
+    let options = harness::Options {
         no_module: true,
         no_genctr: true,
-        ..vm::Options::default()
+        ..harness::Options::default()
     };
     let mut vm = context.boot(options)?;
     vm.shell("insmod /vmgenid.ko sysgenid=1")?;

@@ -9,7 +9,7 @@ use crate::{
     vmforks::{self, Background, count, expect_count, notify},
 };
 use anyhow::{Result, ensure};
-use vm::{
+use harness::{
     Options, Vm,
     qapi::qmp::{cont, qom_set, stop},
 };

@@ -7,6 +7,7 @@ use crate::{
     reports::{self, Reports},
 };
 use anyhow::{Context as _, Result, bail, ensure};
+use harness::{Add, Host, Machine, Options, Source, Vm, kernel, qapi::qmp::query_vm_generation_id};
 use std::{
     fmt,
     path::PathBuf,
@@ -14,7 +15,6 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use vm::{Add, Host, Machine, Options, Source, Vm, kernel, qapi::qmp::query_vm_generation_id};
 
 /// Each test has its own.
 pub struct Context {

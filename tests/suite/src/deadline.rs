@@ -6,6 +6,7 @@
 
 use crate::{context::patience, results};
 use anyhow::{Result, anyhow, ensure};
+use harness::{AtStart, Host, Name, Vm, qapi::qmp};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fs,
@@ -15,7 +16,6 @@ use std::{
     thread,
     time::Duration,
 };
-use vm::{AtStart, Host, Name, Vm, qapi::qmp};
 
 /// What is done to the guests' QEMUs and to the test's other programs after the deadline, and for
 /// how many seconds the test may go on after that. Then the run ends.

@@ -8,13 +8,13 @@ use crate::{
     tests,
 };
 use anyhow::{Context as _, Result, ensure};
+use harness::{Add, Flavour, Options, Source, Vm, kernel};
 use std::{
     collections::BTreeSet,
     fs,
     path::PathBuf,
     sync::{Mutex, PoisonError},
 };
-use vm::{Add, Flavour, Options, Source, Vm, kernel};
 
 tests! {
     [Debian];

@@ -5,8 +5,8 @@
 
 use crate::context::wait;
 use anyhow::{Context as _, Result};
+use harness::Vm;
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
-use vm::Vm;
 
 const OUT: &str = "/tmp/draws";
 

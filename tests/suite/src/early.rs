@@ -11,13 +11,13 @@ use crate::{
     vmforks::{self, Background, count, expect_count, expect_published, notify, published},
 };
 use anyhow::{Context as _, Result, ensure};
+use harness::{
+    Add, Options, Vm, kernel,
+    qapi::qmp::{cont, human_monitor_command, stop},
+};
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
-};
-use vm::{
-    Add, Options, Vm, kernel,
-    qapi::qmp::{cont, human_monitor_command, stop},
 };
 
 tests! {

@@ -9,7 +9,7 @@ use crate::{
     vmforks::{self, Background},
 };
 use anyhow::{Context as _, Result, ensure};
-use vm::{Options, Vm, kernel};
+use harness::{Options, Vm, kernel};
 
 tests! {
     [Debug];

@@ -20,9 +20,9 @@ use crate::{
 };
 use anyhow::{Context as _, Result, ensure};
 use guest::{Guest, Machine};
+use harness::Options;
 use rows::{Outcome, SECOND};
 use table::Tables;
-use vm::Options;
 
 tests! {
     all_of_addr_at_boot [NotBuiltin]

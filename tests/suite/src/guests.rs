@@ -11,7 +11,7 @@ use crate::{
     promises, tests,
 };
 use anyhow::{Result, ensure};
-use vm::{Add, Flavour, Options, Vm, qapi::qmp::query_vm_generation_id};
+use harness::{Add, Flavour, Options, Vm, qapi::qmp::query_vm_generation_id};
 
 tests! {
     under_stock_qemu_the_driver_reseeds_and_has_no_node

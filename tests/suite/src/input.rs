@@ -12,8 +12,8 @@ use crate::{
     vmforks::{self, Background, expect_published, notify, published},
 };
 use anyhow::{Context as _, Result, ensure};
+use harness::{Options, Vm, kernel};
 use std::collections::BTreeSet;
-use vm::{Options, Vm, kernel};
 
 tests! {
     vmgenid_falls_back_where_dev_random_is_another_thing [NotBuiltin]

@@ -7,8 +7,8 @@ use crate::{
     tests,
 };
 use anyhow::{Context as _, Result, ensure};
+use harness::{Add, Options};
 use std::{fs, path::Path};
-use vm::{Add, Options};
 
 tests! {
     every_unit_of_the_driver_passes_its_tests

@@ -69,9 +69,9 @@ pub fn main() -> ExitCode {
 
 fn suite(mut args: Arguments) -> Result<ExitCode> {
     // Ctrl-C ends each test with an error, and its guests with it.
-    vm::interrupt::catch()?;
+    harness::interrupt::catch()?;
     if !args.list {
-        match vm::Vm::delete_abandoned(&vm::Host::from_env()?) {
+        match harness::Vm::delete_abandoned(&harness::Host::from_env()?) {
             Ok(0) => {}
             Ok(left) => eprintln!("suite: ended {left} machines of a run that was killed"),
             // Another run may be deleting the same machines.

@@ -14,11 +14,11 @@ use crate::{
     tests,
 };
 use anyhow::{Context as _, Result, bail, ensure};
+use harness::{Options, Vm};
 use std::{
     collections::{BTreeMap, BTreeSet},
     str::FromStr,
 };
-use vm::{Options, Vm};
 
 tests! {
     no_clone_continues_the_stream_of_another (20 min)

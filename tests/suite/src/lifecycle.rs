@@ -9,7 +9,7 @@ use crate::{
     notifications, reports, tests,
 };
 use anyhow::{Context as _, Result, ensure};
-use vm::{Add, Options};
+use harness::{Add, Options};
 
 tests! {
     [AnySetup];

@@ -10,12 +10,12 @@ use crate::{
     warm::{self, Draws, Moment, Warm},
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
-use std::{path::Path, thread, time::Instant};
-use vm::{
+use harness::{
     Firmware, Machine, Options, Source, Vm,
     qapi::qmp::{self, cont, query_jobs, query_vm_generation_id, snapshot_load, stop},
 };
+use rustix::process::{Pid, Signal, kill_process};
+use std::{path::Path, thread, time::Instant};
 
 tests! {
     [Tiny];

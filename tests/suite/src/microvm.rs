@@ -17,7 +17,7 @@ use crate::{
     tests,
 };
 use anyhow::{Result, ensure};
-use vm::{Machine, Options, Source};
+use harness::{Machine, Options, Source};
 
 tests! {
     one_line_says_that_there_is_no_early_look

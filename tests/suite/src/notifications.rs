@@ -4,7 +4,7 @@
 //! masked. microvm has the Generic Event Device (GED), whose driver can be unbound.
 
 use anyhow::{Context as _, Result};
-use vm::{Vm, qapi::qmp::system_powerdown};
+use harness::{Vm, qapi::qmp::system_powerdown};
 
 /// The GPE that QEMU raises for a new ID.
 pub const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";

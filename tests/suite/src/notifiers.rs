@@ -11,11 +11,11 @@ use crate::{
     vmforks::{self, Background, count, expect_count, expect_published, notify, published},
 };
 use anyhow::{Context as _, Result, ensure};
+use harness::{Name, Options, Vm};
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
 };
-use vm::{Name, Options, Vm};
 
 tests! {
     rtnl_in_other_hands_holds_up_nobody (20 min)

@@ -6,8 +6,8 @@
 
 use crate::context;
 use anyhow::{Result, bail};
+use harness::{Machine, Source, kernel};
 use std::str::FromStr;
-use vm::{Machine, Source, kernel};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum On {

@@ -7,7 +7,7 @@ use crate::{
     tests,
 };
 use anyhow::{Result, ensure};
-use vm::Vm;
+use harness::Vm;
 
 tests! {
     a_restore_wakes_who_waits

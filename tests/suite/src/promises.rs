@@ -9,8 +9,8 @@ use crate::{
     shared::Shared,
 };
 use anyhow::{Context as _, Result, ensure};
+use harness::Vm;
 use std::process::Command;
-use vm::Vm;
 
 /// The names of promises, as a test program lists them, and where each is kept.
 pub fn list(context: &Context, program: &str, args: &[&str]) -> Result<Vec<(String, Vec<On>)>> {

@@ -7,8 +7,8 @@ use crate::{
     tests,
 };
 use anyhow::{Context as _, Result, bail, ensure};
+use harness::{Flavour, Machine, Options, Vm, qapi::qmp};
 use std::{fs, process::Command};
-use vm::{Flavour, Machine, Options, Vm, qapi::qmp};
 
 tests! {
     its_own_tests_pass (30 min) [Tiny]

@@ -4,8 +4,8 @@
 //! test one of whose guests reported anything fails, whatever else it found.
 
 use anyhow::{Context as _, Result, anyhow};
+use harness::{Vm, qapi::qmp};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use vm::{Vm, qapi::qmp};
 
 /// Words that only a report has.
 const WORDS: [&str; 4] = ["BUG", "WARNING", "Oops", "panicked"];

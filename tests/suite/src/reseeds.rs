@@ -10,7 +10,7 @@ use crate::{
     notifications, tests, vmforks,
 };
 use anyhow::{Result, ensure};
-use vm::{Options, Vm};
+use harness::{Options, Vm};
 
 tests! {
     [AnySetup];

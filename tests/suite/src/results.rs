@@ -4,6 +4,7 @@
 
 use crate::context;
 use anyhow::{Context as _, Result};
+use harness::{Machine, Source};
 use std::{
     fmt::Write as _,
     fs,
@@ -11,7 +12,6 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use vm::{Machine, Source};
 
 struct Done {
     test: String,
@@ -51,7 +51,7 @@ pub fn report(ignored: &[String]) {
     for done in done.iter().take(10) {
         eprintln!("{:8.1} s  {}", done.time.as_secs_f64(), done.test);
     }
-    let mut suite = vm::kernel::default();
+    let mut suite = harness::kernel::default();
     if let Some(parameters) = context::parameters() {
         suite += &format!("-{}", parameters.replace(['/', ' '], "_"));
     }

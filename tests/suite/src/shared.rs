@@ -9,11 +9,11 @@ use crate::{
     reports::Reports,
 };
 use anyhow::{Result, ensure};
+use harness::{Vm, qapi::qmp};
 use std::{
     borrow::Borrow,
     sync::{Arc, Mutex, PoisonError},
 };
-use vm::{Vm, qapi::qmp};
 
 /// A guest that is booted by the first test, and ends with the last one. One in
 /// which a test failed is not used again.

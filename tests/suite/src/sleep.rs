@@ -12,11 +12,11 @@ use crate::{
     vmforks::{self, Background, expect_count, expect_published, published},
 };
 use anyhow::{Context as _, Result, ensure};
-use std::{collections::BTreeSet, path::Path, process::Command, thread, time::Duration};
-use vm::{
+use harness::{
     Firmware, Options, Vm,
     qapi::qmp::{cont, query_status, system_powerdown, system_wakeup},
 };
+use std::{collections::BTreeSet, path::Path, process::Command, thread, time::Duration};
 
 tests! {
     a_restore_while_suspended_to_idle_is_caught

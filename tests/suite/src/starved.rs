@@ -10,8 +10,8 @@ use crate::{
     vmforks::{self, Background, expect_published, published},
 };
 use anyhow::{Context as _, Result, ensure};
+use harness::{Options, Vm, qapi::qmp::system_powerdown};
 use std::time::Duration;
-use vm::{Options, Vm, qapi::qmp::system_powerdown};
 
 tests! {
     calls_that_must_not_sleep_return_at_once

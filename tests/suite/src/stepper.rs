@@ -12,7 +12,7 @@
 //! Linux's crng_reseed() extracts a key with interrupts enabled, and installs the key later,
 //! without looking whether a newer one is there. A snapshot in between leaves a kernel thread in
 //! every clone that will install the same old key. The process sleeps after the first draws (see
-//! tests/contract/src/preempt.rs), and the kernel thread goes on.
+//! tests/contract/src/actors/preempt.rs), and the kernel thread goes on.
 
 use crate::{
     context::{Context, await_random, genctr, id_in_memory, parameters, wait},
@@ -20,12 +20,12 @@ use crate::{
     tests,
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use std::{collections::BTreeSet, fmt, thread};
-use vm::{
+use harness::{
     Name, Options, Vm,
     gdb::{Cpu, Gdb, Registers},
     kernel,
 };
+use std::{collections::BTreeSet, fmt, thread};
 
 tests! {
     [AnySetup, PlainKernel];

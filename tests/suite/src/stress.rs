@@ -4,8 +4,8 @@
 
 use crate::{changes::Guest, context::Context, on, promises, tests};
 use anyhow::{Context as _, Result, ensure};
+use harness::{Add, Options, kernel};
 use std::env;
-use vm::{Add, Options, kernel};
 
 tests! {
     rebinds_and_reloads_leave_a_sound_driver (20 min)

@@ -11,9 +11,9 @@ use crate::{
     vmforks::{self, Background},
 };
 use anyhow::{Context as _, Result, ensure};
+use harness::{Add, Options, Source, Vm, kernel};
 use std::{fs, process::Command, thread};
 use tempfile::TempDir;
-use vm::{Add, Options, Source, Vm, kernel};
 
 tests! {
     ctra_is_taken_where_both_exist

@@ -5,8 +5,8 @@
 
 use crate::context::{Context, await_random, settle, wait};
 use anyhow::{Context as _, Result, ensure};
+use harness::{Add, Options, Vm};
 use std::{thread, time::Duration};
-use vm::{Add, Options, Vm};
 
 const FOLDER: &str = "/sys/kernel/debug/vmforks";
 

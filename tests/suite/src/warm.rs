@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! Guests in which everybody looks at the counter in all ways at once, and what
-//! each of them sees after a restore. See tests/contract/src/warm.rs for who they
+//! each of them sees after a restore. See tests/contract/src/actors/warm.rs for who they
 //! are.
 
 use crate::{
@@ -10,11 +10,11 @@ use crate::{
     vmforks,
 };
 use anyhow::{Context as _, Error, Result, bail, ensure};
-use std::{collections::BTreeMap, fmt, str::FromStr};
-use vm::{
+use harness::{
     Options, Vm,
     qapi::qmp::{cont, human_monitor_command, stop},
 };
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 const LOG: &str = "/tmp/warm";
 

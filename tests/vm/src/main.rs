@@ -3,18 +3,18 @@
 use anyhow::Result;
 use clap::Parser;
 use clap::error::ErrorKind;
+use harness::Host;
+use harness::Name;
+use harness::Options;
+use harness::Stream;
+use harness::Terminal;
+use harness::Vm;
+use harness::interrupt;
 use std::io;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::Duration;
-use vm::Host;
-use vm::Name;
-use vm::Options;
-use vm::Stream;
-use vm::Terminal;
-use vm::Vm;
-use vm::interrupt;
 
 /// Guests with a VM generation counter: boot, snapshot, clone
 ///

@@ -8,11 +8,11 @@ use super::{
 };
 use crate::context::{Context, RESEEDED, await_random, genctr, lines};
 use anyhow::{Context as _, Result, ensure};
+use harness::{Options, Vm, kernel};
 use std::{
     borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
 };
-use vm::{Options, Vm, kernel};
 
 #[derive(Clone, Copy, PartialEq)]
 pub enum Machine {

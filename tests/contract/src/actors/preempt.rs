@@ -5,8 +5,9 @@
 //! generator as soon as the counter is new.
 
 use crate::{
-    NODE, sys,
-    warm::{self, draw},
+    NODE,
+    actors::warm::{self, draw},
+    sys,
 };
 use anyhow::Context;
 use std::{path::PathBuf, thread, time::Duration};

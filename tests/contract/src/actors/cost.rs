@@ -5,10 +5,10 @@
 
 use crate::{
     NODE,
+    actors::warm,
     machine::{Masked, change, reseeded_by, within_a_minute},
     sys,
     wait::{Epoll, LONG, Said},
-    warm,
 };
 use anyhow::{Context, bail, ensure};
 use chacha20::ChaCha20Rng;

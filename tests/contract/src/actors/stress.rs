@@ -7,8 +7,8 @@
 
 use crate::{
     NODE,
-    lifecycle::look,
     machine::{self, Device},
+    promises::lifecycle::look,
     sys::{self, Map, Uring, page},
     wait::{Epoll, Said, by_poll},
 };

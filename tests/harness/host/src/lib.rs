@@ -5,8 +5,8 @@
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
-//! let host = vm::Host::from_env()?;
-//! let mut original = vm::Vm::boot(&host, vm::Options::default())?;
+//! let host = harness::Host::from_env()?;
+//! let mut original = harness::Vm::boot(&host, harness::Options::default())?;
 //! original.spawn(["sh", "-c", "while sleep 1; do date; done"], "/tmp/dates")?;
 //! original.snapshot(&"ready".parse()?)?;
 //! let clone = original.clone_from(&"ready".parse()?, Some(43), None)?;

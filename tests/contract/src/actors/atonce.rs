@@ -5,10 +5,10 @@
 
 use crate::{
     NODE,
-    poll::read_nowait,
+    actors::warm::{draw, hex},
+    promises::poll::read_nowait,
     sys,
     wait::{LONG, NOW, Said, by_poll},
-    warm::{draw, hex},
 };
 use anyhow::{Context, ensure};
 use rustix::{fd::OwnedFd, fs::OFlags, io::Errno};

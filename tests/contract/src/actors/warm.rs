@@ -6,7 +6,7 @@
 
 use crate::{
     NODE,
-    cost::VMCLOCK,
+    actors::cost::VMCLOCK,
     sys,
     wait::{Epoll, LONG, Said},
 };

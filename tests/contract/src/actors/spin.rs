@@ -2,7 +2,7 @@
 
 //! Programs that are running when the machine is restored.
 
-use crate::{NODE, sys, warm};
+use crate::{NODE, actors::warm, sys};
 use anyhow::{Context, ensure};
 use std::{fs, hint::spin_loop, io::Write, thread, time::Duration};
 
