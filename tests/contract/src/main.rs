@@ -13,7 +13,7 @@ mod wait;
 use actors::{atonce, contend, cost, faults, preempt, spin, steps, stream, stress, warm};
 use anyhow::Context;
 use clap::Parser;
-use std::{process::ExitCode, time::Duration};
+use std::{io::Read, process::ExitCode, time::Duration};
 
 /// The device node under test.
 const NODE: &str = "/dev/vmgenid";
@@ -30,6 +30,9 @@ enum Program {
     },
     /// Print how often the kernel's generator has been reseeded, for whatever reason
     Reseeds,
+    /// Credit the kernel's generator with 32 bytes of standard input, as a machine with a source of
+    /// entropy does, and wait until it is initialized
+    Seed,
     /// List the promises
     List {
         /// Those for which the host has to change the counter
@@ -113,6 +116,7 @@ fn main() -> ExitCode {
         Program::Counter => counter(),
         Program::Peek { node } => peek(&node),
         Program::Reseeds => sys::reseeds().map(|reseeds| println!("{reseeds}")),
+        Program::Seed => seed(),
         Program::List { changes, sysgenid } => {
             let list = match (changes, sysgenid) {
                 (true, _) => promises::CHANGES,
@@ -165,6 +169,16 @@ fn counter() -> anyhow::Result<()> {
     let read = sys::read(&file).context("read")?;
     println!("read {read}, mapped {}", mapped.load(0));
     Ok(())
+}
+
+fn seed() -> anyhow::Result<()> {
+    let mut seed = [0; 32];
+    std::io::stdin().read_exact(&mut seed).context("stdin")?;
+    sys::credit(&seed).context("RNDADDENTROPY")?;
+    let flags = rustix::rand::GetRandomFlags::empty();
+    rustix::rand::getrandom(&mut seed, flags)
+        .map(drop)
+        .context("getrandom")
 }
 
 fn peek(node: &str) -> anyhow::Result<()> {

@@ -10,7 +10,10 @@ use rustix::{
     event::{FdSetElement, FdSetIter, PollFlags, Timespec, fd_set_insert, fd_set_num_elements},
     fs::{Mode, OFlags},
     io::{Errno, IoSliceMut, Result},
-    ioctl::{self, Updater, opcode::read_write},
+    ioctl::{
+        self, Setter, Updater,
+        opcode::{read_write, write},
+    },
     mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags, UserfaultfdFlags, userfaultfd},
     process::{Pid, Signal, WaitOptions, kill_process, waitpid},
     time::{ClockId, clock_gettime},
@@ -261,6 +264,31 @@ pub fn answer_faults(address: usize, len: usize) -> Result<OwnedFd> {
         )?;
     }
     Ok(file)
+}
+
+/// Adds these bytes to the kernel's generator, and credits it with their bits: `RNDADDENTROPY` of
+/// `random(4)`, which needs `CAP_SYS_ADMIN`.
+pub fn credit(seed: &[u8; 32]) -> Result<()> {
+    /// `struct rand_pool_info`
+    #[repr(C)]
+    struct Info {
+        entropy_count: i32,
+        buf_size: i32,
+        buf: [u8; 32],
+    }
+    let info = Info {
+        entropy_count: 8 * 32,
+        buf_size: 32,
+        buf: *seed,
+    };
+    let file = open("/dev/random")?;
+    // SAFETY: The ioctl reads a `struct rand_pool_info` with as many bytes as that says.
+    unsafe {
+        ioctl::ioctl(
+            &file,
+            Setter::<{ write::<[i32; 2]>(b'R', 3) }, _>::new(info),
+        )
+    }
 }
 
 /// Makes this thread a real-time one, which rustix cannot.

@@ -41,7 +41,7 @@ fn stress(context: &Context, args: &[&str], mut hear: impl FnMut(&str)) -> Resul
 fn rebinds_and_reloads_leave_a_sound_driver(context: &Context) -> Result<()> {
     // Where each takes long, as many as there are in some minutes.
     let args: &[&str] = match kernel::default().as_str() {
-        "tiny" | "builtin" => &["--binds", "50", "--loads", "10"],
+        "tiny" | "builtin" => &["--binds", "20", "--loads", "5"],
         _ => &["--minutes", "4"],
     };
     stress(context, args, |line| eprintln!("stress: {line}"))
@@ -79,7 +79,7 @@ fn stress_ng_finds_nothing(context: &Context) -> Result<()> {
     let guest = Guest::boot(context, options)?;
     let output = guest.vm.shell(
         "cd /stress-ng && ./ld.so --library-path . ./stress-ng \
-            --dev 4 --dev-file /dev/vmgenid --timeout 60s --verify 2>&1",
+            --dev 4 --dev-file /dev/vmgenid --timeout 20s --verify 2>&1",
     )?;
     ensure!(
         output.contains("1 of 1 devices opened and exercised") && output.contains("failed: 0"),

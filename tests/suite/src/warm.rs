@@ -6,7 +6,7 @@
 
 use crate::{
     age::grow_old,
-    context::{Context, Late, generation, no_splat, wait},
+    context::{Context, Late, generation, no_splat, settle, wait},
     vmforks,
 };
 use anyhow::{Context as _, Error, Result, bail, ensure};
@@ -325,8 +325,8 @@ pub fn check(vm: &Vm, moment: &Moment, counter: u32, draws: &mut Draws) -> Resul
         Err(err) if err.is::<Late>() => {}
         notified => notified?,
     }
-    // Time for what must not happen.
-    vm.shell("sleep 0.3")?;
+    // What must not happen has happened then.
+    settle(vm)?;
     let all = seen(vm, moment.counter)?;
     let notified = vmforks::count(vm)?;
     judge(&all, notified, moment, counter, draws).map_err(Broken)?;
