@@ -89,15 +89,20 @@ fn ask(what: &str) -> anyhow::Result<String> {
 
 /// Waits until something is so. The bound is for what has gone wrong: it is no
 /// measurement.
-pub fn within_a_minute(
+pub fn within_a_minute(what: &str, so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    within_minutes(1, what, so)
+}
+
+pub fn within_minutes(
+    minutes: u64,
     what: &str,
     mut so: impl FnMut() -> anyhow::Result<bool>,
 ) -> anyhow::Result<()> {
     let start = Instant::now();
     while !so()? {
         ensure!(
-            start.elapsed() < Duration::from_secs(60),
-            "{what}: not within a minute"
+            start.elapsed() < Duration::from_secs(60 * minutes),
+            "{what}: not within {minutes} min"
         );
         thread::sleep(Duration::from_millis(1));
     }

@@ -6,6 +6,7 @@
 
 use anyhow::Context as _;
 use io_uring::{opcode, squeue, types};
+use object::{Object, ObjectSymbol};
 use rustix::{
     event::{FdSetElement, FdSetIter, PollFlags, Timespec, fd_set_insert, fd_set_num_elements},
     fs::{Mode, OFlags},
@@ -288,6 +289,65 @@ pub fn credit(seed: &[u8; 32]) -> Result<()> {
             &file,
             Setter::<{ write::<[i32; 2]>(b'R', 3) }, _>::new(info),
         )
+    }
+}
+
+/// `getrandom` of the vDSO, which computes random bytes in the process: `lib/vdso/getrandom.c`. The
+/// C library that this program is linked with does not use it.
+pub struct VdsoRandom {
+    call: VdsoGetrandom,
+    state: *mut c_void,
+    size: usize,
+}
+
+type VdsoGetrandom = unsafe extern "C" fn(*mut u8, usize, u32, *mut c_void, usize) -> isize;
+
+impl VdsoRandom {
+    pub fn new() -> anyhow::Result<Self> {
+        let maps = std::fs::read_to_string("/proc/self/maps")?;
+        let line = maps.lines().find(|line| line.ends_with("[vdso]"));
+        let range = line.and_then(|line| line.split(' ').next()?.split_once('-'));
+        let (start, end) = range.context("there is no vDSO")?;
+        let [start, end] = [start, end].map(|at| usize::from_str_radix(at, 16));
+        let (start, end) = (start?, end?);
+        // SAFETY: The vDSO is mapped there for as long as the process runs, and never changes.
+        let image = unsafe { std::slice::from_raw_parts(start as *const u8, end - start) };
+        let image = object::read::elf::ElfFile64::<object::Endianness>::parse(image)?;
+        let mut symbols = image.dynamic_symbols();
+        let symbol = symbols.find(|symbol| symbol.name() == Ok("__vdso_getrandom"));
+        let symbol = symbol.context("the vDSO has no getrandom")?;
+        // SAFETY: This is the function of the vDSO that has this type.
+        let call: VdsoGetrandom = unsafe { std::mem::transmute(start + symbol.address() as usize) };
+
+        // `struct vgetrandom_opaque_params`: the state's size, and how to map it.
+        let mut params = [0u32; 16];
+        // SAFETY: With these arguments the function writes that structure.
+        let told = unsafe {
+            call(
+                ptr::null_mut(),
+                0,
+                0,
+                params.as_mut_ptr().cast(),
+                usize::MAX,
+            )
+        };
+        anyhow::ensure!(told == 0, "the vDSO says {told} about its state");
+        let [size, prot, flags, ..] = params;
+        // SAFETY: This is a new mapping of the kernel's choice.
+        let state =
+            unsafe { libc::mmap(ptr::null_mut(), page(), prot as i32, flags as i32, -1, 0) };
+        anyhow::ensure!(state != libc::MAP_FAILED, "the state cannot be mapped");
+        let size = size as usize;
+        Ok(Self { call, state, size })
+    }
+
+    /// Fills `bytes`.
+    pub fn draw(&mut self, bytes: &mut [u8]) -> anyhow::Result<()> {
+        // SAFETY: The buffer is valid, and the state is this one's alone.
+        let drawn =
+            unsafe { (self.call)(bytes.as_mut_ptr(), bytes.len(), 0, self.state, self.size) };
+        anyhow::ensure!(drawn == bytes.len() as isize, "the vDSO returned {drawn}");
+        Ok(())
     }
 }
 

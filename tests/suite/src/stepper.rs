@@ -39,6 +39,8 @@ tests! {
     without_the_barrier_draws_are_equal (30 min) [Mainline]
     a_draw_needs_no_barrier_on_1_cpu (30 min) [Series]
     a_draw_needs_no_barrier_on_2_cpus (30 min) [Series]
+    a_draw_of_the_vdso_needs_no_barrier (30 min) [Series]
+    draws_of_the_vdso_are_equal_without_the_barrier [Tiny]
     every_instruction_of_a_reseed [Soak]
     every_instruction_of_the_builtin_drivers_reseed [Soak]
     every_instruction_of_read [Soak]
@@ -379,6 +381,8 @@ enum Look {
     Read,
     /// By the mapped page. They do not read().
     WithoutBarrier,
+    /// The same, and they draw from the vDSO.
+    Vdso,
 }
 
 impl Original {
@@ -409,6 +413,7 @@ impl Original {
                 Look::Mapped => {}
                 Look::Read => argv.push("--by-read"),
                 Look::WithoutBarrier => argv.push("--no-barrier"),
+                Look::Vdso => argv.extend(["--no-barrier", "--vdso"]),
             }
             vm.spawn(argv, &said)?;
             wait("a process that naps", || {
@@ -771,35 +776,61 @@ fn a_draw_needs_no_barrier_on_2_cpus(context: &Context) -> Result<()> {
     expect_no_barrier_needed(context, 2)
 }
 
-fn expect_no_barrier_needed(context: &Context, smp: u16) -> Result<()> {
-    for path in [Path::Periodic, Path::Draw] {
-        let mut original = without_barrier(context, smp)?;
-        let all = original.boundaries(path)?;
-        let deep = |at: &Boundary| original.symbols.describe(at.address).starts_with(RESEED[1]);
-        ensure!(
-            path == Path::Draw || all.iter().any(deep),
-            "{} is not in {path}",
-            RESEED[1]
-        );
-        let count = all.len();
-        let mut n = 0;
-        let wanted = |_: &Boundary| {
-            n += 1;
-            n % count.div_ceil(SAMPLE) == 0
-        };
-        judge(path, &original.equal_draws(path, wanted, |_| {})?)?;
+/// Expect the same of processes that draw from the vDSO, which computes in the process.
+fn a_draw_of_the_vdso_needs_no_barrier(context: &Context) -> Result<()> {
+    for smp in [1, 2] {
+        expect_none_equal(context, smp, Path::Periodic, Look::Vdso)?;
     }
     Ok(())
 }
 
+/// Expect equal draws from the vDSO without those patches: each process computes from a key that is in
+/// the snapshot. So the test before this can fail.
+fn draws_of_the_vdso_are_equal_without_the_barrier(context: &Context) -> Result<()> {
+    let mut original = without_barrier(context, 1, Look::Vdso)?;
+    let all = original.boundaries(Path::Periodic)?;
+    let rows = original.rows_of(Path::Periodic, &all[..1])?;
+    ensure!(
+        rows.iter().all(|row| row.equal > 0),
+        "no draw from the vDSO is equal, so the test with the patches cannot fail"
+    );
+    Ok(())
+}
+
+fn expect_no_barrier_needed(context: &Context, smp: u16) -> Result<()> {
+    for path in [Path::Periodic, Path::Draw] {
+        expect_none_equal(context, smp, path, Look::WithoutBarrier)?;
+    }
+    Ok(())
+}
+
+/// Takes snapshots at some of a path's instructions.
+fn expect_none_equal(context: &Context, smp: u16, path: Path, look: Look) -> Result<()> {
+    let mut original = without_barrier(context, smp, look)?;
+    let all = original.boundaries(path)?;
+    let deep = |at: &Boundary| original.symbols.describe(at.address).starts_with(RESEED[1]);
+    ensure!(
+        path == Path::Draw || all.iter().any(deep),
+        "{} is not in {path}",
+        RESEED[1]
+    );
+    let count = all.len();
+    let mut n = 0;
+    let wanted = |_: &Boundary| {
+        n += 1;
+        n % count.div_ceil(SAMPLE) == 0
+    };
+    judge(path, &original.equal_draws(path, wanted, |_| {})?)
+}
+
 /// A guest in which another process draws all the time.
-fn without_barrier(context: &Context, smp: u16) -> Result<Original> {
+fn without_barrier(context: &Context, smp: u16, look: Look) -> Result<Original> {
     let options = Options {
         parameter: vec!["early_look=0".into()],
         ..cpus(smp)
     };
     let draws = "while :; do head -c 16 /dev/urandom >/dev/null; done";
-    Original::boot_beside(context, options, Look::WithoutBarrier, draws)
+    Original::boot_beside(context, options, look, draws)
 }
 
 /// Expect the same of every instruction of a reseed.
@@ -829,7 +860,7 @@ fn every_instruction_of_a_draw_without_a_barrier(context: &Context) -> Result<()
     for path in [Path::Draw, Path::Periodic] {
         for smp in [1, 2] {
             let column = format!("{smp} CPU");
-            let mut original = without_barrier(context, smp)?;
+            let mut original = without_barrier(context, smp, Look::WithoutBarrier)?;
             let tell = |row: &Row| eprintln!("{column}: {:5} {}", row.equal, row.instruction());
             let rows = original.equal_draws(path, |_| true, tell)?;
             failures.extend(judge(path, &rows).err());

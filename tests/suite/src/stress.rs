@@ -41,7 +41,7 @@ fn stress(context: &Context, args: &[&str], mut hear: impl FnMut(&str)) -> Resul
 fn rebinds_and_reloads_leave_a_sound_driver(context: &Context) -> Result<()> {
     // Where each takes long, as many as there are in some minutes.
     let args: &[&str] = match kernel::default().as_str() {
-        "tiny" | "builtin" => &["--binds", "20", "--loads", "5"],
+        "tiny" | "builtin" => &["--binds", "50", "--loads", "10"],
         _ => &["--minutes", "4"],
     };
     stress(context, args, |line| eprintln!("stress: {line}"))

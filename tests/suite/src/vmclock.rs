@@ -364,7 +364,8 @@ fn linuxs_driver_is_not_disturbed(context: &Context) -> Result<()> {
     vm.qom_set_counter(44)?;
     same(&vm, 44)?;
     markers(3)?;
-    vm.shell("kill $(cat /tmp/clockbound); rmmod ptp_vmclock && insmod /ptp_vmclock.ko")?;
+    vm.shell("kill $(cat /tmp/clockbound); while kill -0 $(cat /tmp/clockbound); do sleep 0.1; done 2>&1")?;
+    vm.shell("rmmod ptp_vmclock && insmod /ptp_vmclock.ko")?;
     vm.qom_set_counter(45)?;
     same(&vm, 45)?;
 

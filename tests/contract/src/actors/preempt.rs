@@ -52,6 +52,9 @@ pub struct Args {
     /// read that returns the new counter is the barrier
     #[arg(long, conflicts_with = "no_barrier")]
     by_read: bool,
+    /// Draw from the vDSO, with a key that the process has held since before
+    #[arg(long)]
+    vdso: bool,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
@@ -59,6 +62,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let map = sys::Map::readonly(&file).context("mmap")?;
     let read = || sys::read(&file).context("read");
     let mut draws = warm::Record::new(&args.out, args.count)?;
+    let mut vdso = args.vdso.then(sys::VdsoRandom::new).transpose()?;
+    let mut draw = |bytes: &mut [u8]| match &mut vdso {
+        Some(vdso) => vdso.draw(bytes),
+        None => draw(bytes),
+    };
+    // Then it has a key.
+    draw(&mut [0; 16])?;
     warm::pin(args.cpu)?;
     sys::set_fifo(PRIORITY).context("SCHED_FIFO")?;
 

@@ -542,7 +542,8 @@ fn reload(device: &Device, processes: &Processes, done: &mut Done) -> anyhow::Re
         } else {
             processes.board.order().store(PAUSE, Relaxed);
         }
-        machine::within_a_minute("rmmod", &mut unload)?;
+        // On a busy host, processes of a low priority need a while to let go of the file.
+        machine::within_minutes(5, "rmmod", &mut unload)?;
     }
     machine::load()?;
     processes.board.order().store(GO, Relaxed);
