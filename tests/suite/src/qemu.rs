@@ -187,6 +187,11 @@ fn genctr_set_at_run_time_comes_with_a_new_id(context: &Context) -> Result<()> {
 fn a_reset_guest_sees_the_new_counter(context: &Context) -> Result<()> {
     let mut vm = context.boot(genctr(42))?;
     vm.set_genctr(43)?;
+    // The firmware of the next boot takes it from here, 4096 bytes in (VMGENID_GENCTR_OFFSET). If it
+    // were old, QEMU would mend that only once the guest had seen it.
+    let blob = "/sys/firmware/qemu_fw_cfg/by_name/etc/vmgenid_data/raw";
+    let said = vm.shell(&format!("tail -c +4097 {blob} | head -c 4 | od -An -tu4"))?;
+    ensure!(said.trim() == "43", "in the blob: {said}");
     vm.reset()?;
     ensure!(
         counter(&vm)? == "read 43, mapped 43",
