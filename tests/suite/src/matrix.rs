@@ -139,7 +139,8 @@ fn await_arrival(vm: &Vm) -> Result<()> {
     vm.qmp(&cont {}).map(drop)
 }
 
-fn load_snapshot(vm: &Vm, snapshot: &str) -> Result<()> {
+/// Loads a snapshot into the QEMU that runs.
+pub fn load_snapshot(vm: &Vm, snapshot: &str) -> Result<()> {
     vm.qmp(&snapshot_load {
         job_id: "load".into(),
         tag: snapshot.into(),
