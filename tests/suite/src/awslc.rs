@@ -6,7 +6,7 @@
 use crate::{
     age::grow_old,
     clones::two_cpus,
-    context::{Context, await_random, wait},
+    context::{Context, await_random, freeze, wait},
     microvm::firecracker,
     tests, vmforks,
 };
@@ -139,7 +139,7 @@ fn warm_in_clones(context: &Context, options: Options) -> Result<()> {
         )?;
         start(&vm, "/tmp/vmgenid", &[], "idle, at 42, with a device: true")?;
     }
-    vm.snapshot(&"s".parse()?)?;
+    freeze(&mut vm, &"s".parse()?)?;
 
     let (mut right, mut wrong) = (Vec::new(), Vec::new());
     for value in FIRST + 1..=FIRST + CLONES {
@@ -196,7 +196,7 @@ fn without_a_device_clones_repeat_themselves(context: &Context) -> Result<()> {
     grow_old(&mut vm)?;
     let go = ["--until", "/tmp/go"];
     start(&vm, "/tmp/none", &go, "idle, at 0, with a device: false")?;
-    vm.snapshot(&"s".parse()?)?;
+    freeze(&mut vm, &"s".parse()?)?;
     let clones: Result<Vec<_>> = (0..4)
         .map(|_| {
             let clone = vm.clone_unchecked(&"s".parse()?, vm.options()?, None)?;

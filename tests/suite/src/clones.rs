@@ -5,7 +5,8 @@
 use crate::{
     age::grow_old,
     context::{
-        Context, await_random, blob, counter, expect_counter, genctr, no_splat, parameters, wait,
+        Context, await_random, blob, counter, expect_counter, freeze, genctr, no_splat, parameters,
+        wait,
     },
     draws::{self, Same},
     tests,
@@ -13,7 +14,7 @@ use crate::{
     warm::{self, Broken, Draws, Moment, Warm},
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use harness::{Name, Options, Source, Vm};
+use harness::{Name, Options, Source, Vm, qapi::qmp::cont};
 use std::{
     collections::BTreeSet,
     env, fmt,
@@ -89,10 +90,11 @@ fn a_counter_that_comes_late_is_noticed(context: &Context) -> Result<()> {
 pub fn drawn(vm: &mut Vm, how: &[&str]) -> Result<Vec<draws::Draws>> {
     draws::start(vm, how)?;
     let name: Name = format!("s{}", vm.snapshots()?.len()).parse()?;
-    vm.snapshot(&name)?;
+    freeze(vm, &name)?;
     let clones: Result<Vec<_>> = (FIRST + 1..=FIRST + CLONES)
         .map(|value| draws::Draws::of(&vm.clone_from(&name, Some(value), None)?))
         .collect();
+    vm.qmp(&cont {})?;
     vm.shell("killall -9 contract; rm -f /tmp/draws*")?;
     clones
 }
@@ -344,6 +346,7 @@ fn soak(context: &Context, restores: u32, tally: &mut Tally) -> Result<()> {
             restore(&warm, &name, &moment, tally)?;
         }
         eprintln!("{tally}");
+        warm.vm.qmp(&cont {})?;
         // The disk is copied for each clone: it had better stay small.
         warm.vm.delete_snapshot(&name.parse()?)?;
     }

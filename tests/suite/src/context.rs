@@ -7,7 +7,10 @@ use crate::{
     reports::{self, Reports},
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use harness::{Add, Host, Machine, Options, Source, Vm, kernel, qapi::qmp::query_vm_generation_id};
+use harness::{
+    Add, Host, Machine, Name, Options, Source, Vm, kernel,
+    qapi::qmp::{query_vm_generation_id, stop},
+};
 use std::{
     fmt,
     path::PathBuf,
@@ -207,6 +210,13 @@ pub fn wait<T>(what: &str, mut done: impl FnMut() -> Result<Option<T>>) -> Resul
         thread::sleep(pause);
         pause = (pause * 3 / 2).min(Duration::from_millis(200));
     }
+}
+
+/// Takes a snapshot. The guest does not run on: its processes would take the host's CPUs from the
+/// clones.
+pub fn freeze(vm: &mut Vm, snapshot: &Name) -> Result<()> {
+    vm.qmp(&stop {})?;
+    vm.snapshot(snapshot)
 }
 
 /// What the kernel says when it was reseeded because of us.

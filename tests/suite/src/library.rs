@@ -8,7 +8,7 @@ use crate::{
     age::grow_old,
     changes::Guest,
     clones::two_cpus,
-    context::{Context, await_random, driver, wait},
+    context::{Context, await_random, driver, freeze, wait},
     promises,
     shared::Shared,
     tests,
@@ -146,7 +146,7 @@ fn no_clone_continues_the_stream_of_another(context: &Context) -> Result<()> {
     await_random(&vm)?;
     grow_old(&mut vm)?;
     let streams = [Stream::start(&vm, 1, &[])?, Stream::start(&vm, 4, &[])?];
-    vm.snapshot(&"s".parse()?)?;
+    freeze(&mut vm, &"s".parse()?)?;
 
     let mut seen = BTreeMap::new();
     let (mut across, mut later) = (0, 0);

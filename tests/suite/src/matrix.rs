@@ -12,7 +12,7 @@ use crate::{
 use anyhow::{Context as _, Result, bail, ensure};
 use harness::{
     Firmware, Machine, Options, Source, Vm,
-    qapi::qmp::{self, cont, query_jobs, query_vm_generation_id, snapshot_load, stop},
+    qapi::qmp::{self, cont, query_jobs, query_vm_generation_id, snapshot_load},
 };
 use rustix::process::{Pid, Signal, kill_process};
 use std::{path::Path, thread, time::Instant};
@@ -95,8 +95,7 @@ fn restores(context: &Context, options: Options) -> Result<()> {
     warm::check(&clone, &moment, 43, &mut draws).context("-loadvm")?;
     drop(clone);
 
-    // By snapshot-load, in the QEMU that runs.
-    warm.vm.qmp(&stop {})?;
+    // By snapshot-load, in the QEMU that is there.
     warm.vm.set_genctr(44)?;
     load_snapshot(&warm.vm, "s")?;
     warm.vm.qmp(&cont {})?;

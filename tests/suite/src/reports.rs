@@ -158,8 +158,14 @@ impl Reports {
 
 /// What the guest has to say, if it runs.
 fn answers(vm: &Vm) -> Result<String> {
-    if vm.pid()?.is_none() || !vm.qmp(&qmp::query_status {})?.running {
+    if vm.pid()?.is_none() {
         return Ok(String::new());
+    }
+    match vm.qmp(&qmp::query_status {})?.status {
+        qmp::RunState::running => {}
+        // A test has stopped it; see `freeze`.
+        qmp::RunState::paused => drop(vm.qmp(&qmp::cont {})?),
+        _ => return Ok(String::new()),
     }
     let said = vm.shell(QUESTIONS).context("a guest at its end")?;
     Ok(without_acpicas_own(&said))

@@ -259,11 +259,10 @@ impl Warm {
         })
     }
 
-    /// Takes a snapshot.
+    /// Takes a snapshot. The guest stands still when this returns, as after [`Self::stop`].
     pub fn snapshot(&mut self, name: &str) -> Result<Moment> {
         let moment = self.stop()?;
         self.vm.snapshot(&name.parse()?)?;
-        self.vm.qmp(&cont {})?;
         Ok(moment)
     }
 }
