@@ -23,6 +23,7 @@ use super::{
     sysgenid::Reseeds, //
 };
 use kernel::{
+    iov::IovIterSource,
     prelude::*,
     sync::{
         atomic::{
@@ -33,8 +34,7 @@ use kernel::{
         },
         poll::PollCondVar,
         Arc, //
-    },
-    uaccess::UserSliceReader, //
+    }, //
 };
 
 /// The name of a node below `/dev`. One device at a time can have it.
@@ -148,7 +148,7 @@ impl Drop for Bound {
 #[pin_data]
 pub(crate) struct Node {
     #[pin]
-    _registration: Registration<Operations>,
+    _registration: Registration<OpenFile>,
     _bound: Bound,
     _claim: Claim,
 }
@@ -198,11 +198,22 @@ impl OpenFile {
     ///
     /// `ENODEV`: The device was unbound. And those of [`Counter::read`], [`Watched::apply_rule`] and
     /// [`Reseeds::next`].
-    fn read(&self, may_wait: bool, is_read: bool) -> Result<u32> {
-        // Also where VMClock's page is being changed: nothing is due.
-        if let Some(value) = Operations::read_unchanged(self) {
-            return Ok(value);
+    #[inline(always)]
+    fn value(&self, may_wait: bool, is_read: bool) -> Result<u32> {
+        let files: &Files = &self.files;
+        if let Source::Counter(counter) = &files.source {
+            // Also where VMClock's page is being changed: nothing is due.
+            let unchanged = counter.read_unchanged(&self.last, || files.generation.is_published());
+            if let Some(value) = unchanged.filter(|_| read_once(&files.bound)) {
+                return Ok(value);
+            }
         }
+        self.changed_value(may_wait, is_read)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn changed_value(&self, may_wait: bool, is_read: bool) -> Result<u32> {
         let Files {
             generation, source, ..
         } = &*self.files;
@@ -232,81 +243,74 @@ impl OpenFile {
 }
 
 /// The file operations of both nodes. `Documentation/vmgenid.rst` documents each call.
-pub(crate) struct Operations;
-
-impl FileOperations for Operations {
+impl FileOperations for OpenFile {
     type Data = Arc<Files>;
-    type Ptr = KBox<OpenFile>;
 
     const MODE: u16 = 0o444;
 
-    fn open(files: &Arc<Files>) -> Result<KBox<OpenFile>> {
+    fn open(files: &Arc<Files>) -> Result<KBox<Self>> {
         // This does not apply the rule: `open` is not a barrier.
         let last = match &files.source {
             Source::Counter(counter) => LastRead::new(counter.load(true)?),
             Source::Reseeds(reseeds) => reseeds.open(),
         };
         let files = files.clone();
-        Ok(KBox::new(OpenFile { files, last }, GFP_KERNEL)?)
+        Ok(KBox::new(Self { files, last }, GFP_KERNEL)?)
     }
 
     #[inline(always)]
-    fn read_unchanged(file: &OpenFile) -> Option<u32> {
-        // The compiler keeps this pointer across the barriers.
-        let files: &Files = &file.files;
-        let Source::Counter(counter) = &files.source else {
-            return None;
-        };
-        let value = counter.read_unchanged(&file.last, || files.generation.is_published())?;
-        read_once(&files.bound).then_some(value)
-    }
-
-    fn read(file: &OpenFile, request: Request) -> Result<Option<u32>> {
+    fn read(&self, request: Request) -> Result<Option<u32>> {
         if request.len != counter::SIZE || request.pos != 0 {
-            match &file.files.source {
+            match &self.files.source {
                 _ if request.len == 0 => return Ok(None),
                 // SysGenID accepts any larger buffer, at any position.
                 Source::Reseeds(_) if request.len >= counter::SIZE => (),
                 _ => return Err(EINVAL),
             }
         }
-        file.read(!request.nonblock, true).map(Some)
+        self.value(!request.nonblock, true).map(Some)
     }
 
-    fn returned(file: &OpenFile, value: u32) {
+    #[inline(always)]
+    fn returned(&self, value: u32) {
         // A process acknowledges a count of reseeds by a write.
-        if let Source::Counter(_) = file.files.source {
-            file.last.returned(value);
+        if let Source::Counter(_) = self.files.source {
+            self.last.returned(value);
         }
     }
 
-    fn write(file: &OpenFile, mut buf: UserSliceReader) -> Result<usize> {
-        let Source::Reseeds(reseeds) = &file.files.source else {
+    fn write(&self, data: &mut IovIterSource<'_>) -> Result<usize> {
+        let Source::Reseeds(reseeds) = &self.files.source else {
             return Err(EINVAL);
         };
-        if buf.len() != counter::SIZE {
+        let mut count = [0; counter::SIZE];
+        if data.len() != count.len() {
             // The error of SysGenID.
             return Err(ENOBUFS);
         }
-        reseeds.acknowledge(&file.last, buf.read()?, || file.files.check_bound())?;
+        if data.copy_from_iter(&mut count) != count.len() {
+            return Err(EFAULT);
+        }
+        let count = u32::from_ne_bytes(count);
+        reseeds.acknowledge(&self.last, count, || self.files.check_bound())?;
         Ok(counter::SIZE)
     }
 
-    fn poll(file: &OpenFile, wait_for: impl FnOnce(&PollCondVar)) -> Ready {
-        wait_for(match &file.files.source {
-            Source::Counter(_) => file.files.generation.handled(),
+    fn poll(&self, wait_for: impl FnOnce(&PollCondVar)) -> Ready {
+        wait_for(match &self.files.source {
+            Source::Counter(_) => self.files.generation.handled(),
             Source::Reseeds(reseeds) => reseeds.changed(),
         });
-        match file.read(false, false) {
-            Ok(value) if file.last.is_new(value) => Ready::READ,
+        match self.value(false, false) {
+            Ok(value) if self.last.is_new(value) => Ready::READ,
             Ok(_) | Err(EAGAIN) => Ready::NOT,
             Err(_) => Ready::GONE,
         }
     }
 
-    fn mmap(file: &OpenFile, area: Area<'_>) -> Result {
-        file.files.check_bound()?;
-        match &file.files.source {
+    fn mmap(&self, area: Area<'_>) -> Result {
+        self.files.check_bound()?;
+        match &self.files.source {
             Source::Counter(counter) => match counter.layout() {
                 Layout::Word => area.map_reserved(counter.page(), 0),
                 // A process that expects the counter at offset 0 does not find it there.
