@@ -17,6 +17,36 @@ pub(crate) mod kernel {
     pub(crate) mod sched;
     pub(crate) mod static_mutex;
     pub(crate) mod workqueue;
+
+    /// The names that most wrappers use.
+    mod prelude {
+        pub(super) use core::ptr::NonNull;
+        pub(super) use kernel::{
+            bindings,
+            error::{
+                from_err_ptr,
+                to_result, //
+            },
+            ffi::{
+                c_int,
+                c_uint,
+                c_ulong,
+                c_void, //
+            },
+            page::PAGE_SIZE,
+            prelude::*,
+            sync::{
+                aref::ARef,
+                atomic::{
+                    Atomic,
+                    AtomicType,
+                    Relaxed, //
+                },
+                Arc, //
+            },
+            types::Opaque, //
+        };
+    }
 }
 pub(crate) mod firmware {
     pub(crate) mod acpi;

@@ -5,16 +5,10 @@
 //! C headers: [`include/acpi/acpi_bus.h`](srctree/include/acpi/acpi_bus.h),
 //! [`include/acpi/acpixf.h`](srctree/include/acpi/acpixf.h)
 
-use core::ptr::NonNull;
-use kernel::{
-    bindings,
-    device::{
-        self,
-        Bound, //
-    },
-    prelude::*,
-    sync::aref::ARef,
-    types::Opaque, //
+use super::prelude::*;
+use kernel::device::{
+    self,
+    Bound, //
 };
 
 /// `ACPI_ALLOCATE_BUFFER` of `include/acpi/actypes.h`, which bindgen cannot evaluate.
@@ -116,7 +110,7 @@ impl Device {
     /// - `ENOENT`: There is no such object.
     /// - `ENODATA`: The object is a method that returned nothing.
     /// - `EIO`: The evaluation failed, or could not be begun.
-    pub(crate) fn evaluate(&self, name: &CStr) -> Result<Evaluated> {
+    pub(crate) fn evaluate(&self, name: &CStr) -> Result<KBox<Object>> {
         let mut object = core::ptr::null_mut();
 
         // An evaluation returns the same status if the object is absent and if its code refers to
@@ -152,14 +146,17 @@ impl Device {
             )
         };
 
-        // INVARIANT: The buffer is null or an allocation that is ours to free, also if the
-        // evaluation failed after the allocation. On success it holds an object.
-        let result = NonNull::new(buffer.pointer.cast()).map(Evaluated);
-
         if status != AE_OK {
+            // SAFETY: The buffer is null or an allocation that is ours to free.
+            unsafe { bindings::kfree(buffer.pointer) };
             return Err(EIO);
         }
-        result.ok_or(ENODATA)
+        if buffer.pointer.is_null() {
+            return Err(ENODATA);
+        }
+        // SAFETY: After a success the buffer is an object that is ours to free. ACPICA has allocated
+        // it with `kmalloc()`. `Object` is a transparent wrapper.
+        Ok(unsafe { KBox::from_raw(buffer.pointer.cast()) })
     }
 }
 
@@ -173,29 +170,6 @@ unsafe impl kernel::sync::aref::AlwaysRefCounted for Device {
     unsafe fn dec_ref(obj: NonNull<Self>) {
         // SAFETY: The caller gives up a reference, so the device is valid.
         unsafe { bindings::put_device(&raw mut (*obj.as_ref().as_raw()).dev) };
-    }
-}
-
-/// The result of an evaluation.
-///
-/// # Invariants
-///
-/// Points at an allocation that this value owns. After [`Device::evaluate`] it is a valid object.
-pub(crate) struct Evaluated(NonNull<Object>);
-
-impl core::ops::Deref for Evaluated {
-    type Target = Object;
-
-    fn deref(&self) -> &Object {
-        // SAFETY: By the type invariants the object is valid for as long as `self`.
-        unsafe { self.0.as_ref() }
-    }
-}
-
-impl Drop for Evaluated {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariants the allocation is ours; `acpi_os_free()` is `kfree()`.
-        unsafe { bindings::kfree(self.0.as_ptr().cast()) };
     }
 }
 

@@ -4,17 +4,8 @@
 //!
 //! C header: [`include/linux/kthread.h`](srctree/include/linux/kthread.h)
 
-use core::{
-    ops::Deref,
-    ptr::NonNull, //
-};
-use kernel::{
-    bindings,
-    error::from_err_ptr,
-    prelude::*,
-    sync::Arc,
-    types::Opaque, //
-};
+use super::prelude::*;
+use core::ops::Deref;
 
 /// A kernel thread that runs one work after the other (`struct kthread_worker`).
 ///

@@ -5,23 +5,8 @@
 //! C headers: [`include/linux/io.h`](srctree/include/linux/io.h),
 //! [`include/linux/ioport.h`](srctree/include/linux/ioport.h)
 
-use core::{
-    ops::Deref,
-    ptr::NonNull, //
-};
-use kernel::{
-    bindings,
-    ffi::{
-        c_int,
-        c_void, //
-    },
-    page::PAGE_SIZE,
-    prelude::*,
-    sync::atomic::{
-        Atomic,
-        AtomicType, //
-    }, //
-};
+use super::prelude::*;
+use core::ops::Deref;
 
 /// A range of physical addresses outside of System RAM.
 ///
@@ -36,11 +21,7 @@ pub(crate) struct Range {
 }
 
 impl Range {
-    /// Checks a range of `len` bytes at the physical address `start`.
-    ///
-    /// # Errors
-    ///
-    /// A phrase that completes "ADDR ..." in the log.
+    /// Checks a range of `len` bytes at the physical address `start`. An error completes "ADDR ..." in the log.
     pub(crate) fn new(start: u64, len: usize) -> Result<Self, &'static str> {
         // SAFETY: The kernel sets `end` at boot, from the processor's physical address width.
         let last = unsafe { bindings::iomem_resource.end };
@@ -54,8 +35,8 @@ impl Range {
             bindings::region_intersects(
                 start,
                 len,
-                c_ulong_of(bindings::IORESOURCE_SYSTEM_RAM),
-                c_ulong_of(bindings::IORES_DESC_NONE),
+                bindings::IORESOURCE_SYSTEM_RAM as c_ulong,
+                bindings::IORES_DESC_NONE as c_ulong,
             )
         };
         if system_ram != bindings::REGION_DISJOINT as c_int {
@@ -97,8 +78,8 @@ impl Range {
             // SAFETY: `add` gets valid resources, clipped to the range, and the pointer to `sum`.
             unsafe {
                 bindings::walk_iomem_res_desc(
-                    c_ulong_of(desc),
-                    c_ulong_of(bindings::IORESOURCE_MEM),
+                    desc as c_ulong,
+                    bindings::IORESOURCE_MEM as c_ulong,
                     self.start,
                     self.start + self.len as u64 - 1,
                     (&raw mut sum).cast(),
@@ -126,11 +107,7 @@ const RESERVED: [u32; 2] = [
 pub(crate) struct ReservedPage(Range);
 
 impl ReservedPage {
-    /// Checks the page at the physical address `start`.
-    ///
-    /// # Errors
-    ///
-    /// A phrase that completes "ADDR ..." in the log.
+    /// Checks the page at the physical address `start`. An error completes "ADDR ..." in the log.
     pub(crate) fn new(start: u64) -> Result<Self, &'static str> {
         if start % PAGE_SIZE as u64 != 0 {
             return Err("is not page aligned");
@@ -149,11 +126,6 @@ impl ReservedPage {
     pub(crate) fn range(&self) -> &Range {
         &self.0
     }
-}
-
-// bindgen chooses the type of these constants. The parameters have C's type.
-const fn c_ulong_of(value: u32) -> kernel::ffi::c_ulong {
-    value as kernel::ffi::c_ulong
 }
 
 /// `N` words of memory outside of the kernel, mapped as normal, cached memory. The hypervisor writes
@@ -190,7 +162,7 @@ impl<T: AtomicType + FromBytes, const N: usize> Mapping<T, N> {
             bindings::memremap(
                 range.start,
                 size_of::<[T; N]>(),
-                c_ulong_of(bindings::MEMREMAP_WB | bindings::MEMREMAP_DEC),
+                (bindings::MEMREMAP_WB | bindings::MEMREMAP_DEC) as c_ulong,
             )
         };
 

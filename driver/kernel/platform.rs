@@ -4,14 +4,9 @@
 //!
 //! C header: [`include/linux/platform_device.h`](srctree/include/linux/platform_device.h)
 
-use super::acpi;
-use core::ptr::NonNull;
-use kernel::{
-    bindings,
-    error::from_err_ptr,
-    ffi::c_int,
-    prelude::*,
-    sync::aref::ARef, //
+use super::{
+    acpi,
+    prelude::*, //
 };
 
 /// `PLATFORM_DEVID_AUTO`, which bindgen cannot evaluate.
@@ -37,10 +32,6 @@ unsafe impl Sync for OwnedDevice {}
 impl OwnedDevice {
     /// Registers a second platform device for an ACPI device. The platform driver `name` binds it
     /// by name: ACPI IDs match only the first one.
-    ///
-    /// # Errors
-    ///
-    /// Those of `platform_device_register_full()`.
     pub(crate) fn new(name: &'static CStr, companion: ARef<acpi::Device>) -> Result<Self> {
         let info = bindings::platform_device_info {
             name: name.as_char_ptr(),

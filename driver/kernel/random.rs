@@ -4,24 +4,10 @@
 //!
 //! C header: [`include/linux/random.h`](srctree/include/linux/random.h)
 
-use core::ptr::NonNull;
-use kernel::{
-    bindings,
-    error::{
-        from_err_ptr,
-        to_result, //
-    },
-    ffi::{
-        c_int,
-        c_uint,
-        c_ulong, //
-    },
-    fs::{
-        file::flags,
-        File, //
-    },
-    prelude::*,
-    sync::aref::ARef, //
+use super::prelude::*;
+use kernel::fs::{
+    file::flags,
+    File, //
 };
 
 /// `RNDRESEEDCRNG` of `include/uapi/linux/random.h`, which the bindings leave out.
@@ -51,18 +37,13 @@ pub(crate) type Vmfork = fn(&[u8]);
 
 /// The function. It is `None` if the kernel's own driver, `drivers/virt/vmgenid.c`, is built in:
 /// then it is not exported to modules, and that driver calls it.
-pub(crate) const VMFORK: Option<Vmfork> = {
-    #[cfg(CONFIG_VMGENID = "m")]
-    fn vmfork(id: &[u8]) {
-        // SAFETY: The pointer is valid for reading `len` bytes.
-        unsafe { bindings::add_vmfork_randomness(id.as_ptr().cast(), id.len()) };
-    }
-    #[cfg(CONFIG_VMGENID = "m")]
-    let function: Option<Vmfork> = Some(vmfork);
-    #[cfg(not(CONFIG_VMGENID = "m"))]
-    let function = None;
-    function
-};
+#[cfg(CONFIG_VMGENID = "m")]
+pub(crate) const VMFORK: Option<Vmfork> = Some(|id| {
+    // SAFETY: The pointer is valid for reading `len` bytes.
+    unsafe { bindings::add_vmfork_randomness(id.as_ptr().cast(), id.len()) }
+});
+#[cfg(not(CONFIG_VMGENID = "m"))]
+pub(crate) const VMFORK: Option<Vmfork> = None;
 
 /// The `ioctl` operation of a file.
 type Ioctl = unsafe extern "C" fn(*mut bindings::file, c_uint, c_ulong) -> isize;

@@ -5,10 +5,7 @@
 //! Without `CONFIG_RUST_INLINE_HELPERS` each `load(Relaxed)` of the kernel crate is a call of a C
 //! function. Inlined loads save 40 of the 345 instructions of a `read()`.
 
-use kernel::sync::atomic::{
-    Atomic,
-    AtomicType, //
-};
+use super::prelude::*;
 
 /// Loads the value: `READ_ONCE()`. The same as `atomic.load(Relaxed)`.
 #[inline(always)]

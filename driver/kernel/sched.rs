@@ -8,13 +8,10 @@
 //!
 //! C header: [`include/linux/sched.h`](srctree/include/linux/sched.h)
 
+use super::prelude::*;
 use core::ptr;
 use kernel::{
-    bindings,
-    sync::{
-        aref::ARef,
-        rcu, //
-    },
+    sync::rcu,
     task::Task,
     time::{
         delay::fsleep,

@@ -2,13 +2,10 @@
 
 //! [`kernel::sync::global_lock`] without an `init` call: the first `lock` initializes the mutex.
 
+use super::prelude::*;
 use kernel::{
     processor::cpu_relax,
     sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
         GlobalGuard,
         GlobalLock,
         GlobalLockBackend,

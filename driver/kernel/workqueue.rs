@@ -5,15 +5,12 @@
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
-use kernel::{
-    bindings,
-    sync::Arc,
-    workqueue::{
-        HasWork,
-        Queue,
-        Work,
-        WorkItem, //
-    }, //
+use super::prelude::*;
+use kernel::workqueue::{
+    HasWork,
+    Queue,
+    Work,
+    WorkItem, //
 };
 
 /// Queues `item` in the queue for work that is bound to no CPU: `system_dfl_wq`. If it is queued
