@@ -204,11 +204,9 @@ impl Watched {
     ///
     /// # Errors
     ///
-    /// Those of [`events::on_notification`] and [`events::on_resume`], and `EIO` if the generator
-    /// could not be reseeded.
+    /// Those of [`events::register`], and `EIO` if the generator could not be reseeded.
     pub(crate) fn watch(self: &Arc<Self>, dev: &Device<Bound>, early_look: bool) -> Result {
-        events::on_notification(dev, self.clone())?;
-        events::on_resume(dev, self.clone())?;
+        events::register(dev, self.clone())?;
         // The handlers above see later changes. This call handles earlier ones, and the first ID.
         self.apply_rule(true)?;
 

@@ -9,7 +9,6 @@ pub(crate) mod kernel {
     pub(crate) mod memremap;
     pub(crate) mod miscdevice;
     pub(crate) mod mm;
-    pub(crate) mod page;
     #[cfg(CONFIG_VMGENID = "y")]
     pub(crate) mod platform;
     pub(crate) mod random;
@@ -40,11 +39,15 @@ pub(crate) mod kernel {
                 atomic::{
                     Atomic,
                     AtomicType,
-                    Relaxed, //
+                    Relaxed,
+                    Release, //
                 },
                 Arc, //
             },
-            types::Opaque, //
+            types::{
+                Opaque,
+                ScopeGuard, //
+            },
         };
     }
 }

@@ -8,7 +8,7 @@
 
 use super::{
     counter::LastRead,
-    kernel::page::SharedPage, //
+    kernel::mm::SharedPage, //
 };
 use kernel::{
     new_poll_condvar,

@@ -3,34 +3,24 @@
 //! The events at which C code calls the driver: notifications of its ACPI device, ACPI's interrupt
 //! (the SCI), and the end of a suspend.
 //!
-//! Each registration has a reference to the handler, and ends when the device is unbound: devres
-//! removes the callback, which blocks until all calls complete, and then drops the reference.
+//! Each registration has a reference to the handler, and ends when the device is unbound. Devres
+//! releases in reverse order: it removes the callback, which blocks until all calls complete, and
+//! then drops the reference.
 //!
-//! [`kernel::irq`] registers interrupts of a bus device. The SCI belongs to no device.
+//! [`kernel::irq`] registers interrupts of a bus device. The SCI belongs to no device, and
+//! `devm_request_irq()` logs a line of its own where it fails.
 //!
 //! C headers: [`include/acpi/acpi_bus.h`](srctree/include/acpi/acpi_bus.h),
 //! [`include/linux/interrupt.h`](srctree/include/linux/interrupt.h),
 //! [`include/linux/suspend.h`](srctree/include/linux/suspend.h)
 
+use super::prelude::*;
 use kernel::{
-    bindings,
     device::{
         Bound,
         Device, //
     },
-    devres,
-    error::to_result,
-    ffi::{
-        c_int,
-        c_ulong,
-        c_void, //
-    },
-    prelude::*,
-    sync::Arc,
-    types::{
-        Opaque,
-        ScopeGuard, //
-    }, //
+    devres, //
 };
 
 /// Callbacks for the events.
@@ -47,25 +37,72 @@ pub(crate) trait Events: Send + Sync + 'static {
     fn resumed(&self);
 }
 
+/// A registered notifier of power transitions.
+///
+/// # Invariants
+///
+/// With `CONFIG_PM_SLEEP`, `block` is registered, and its callback is `power::<T>`.
+#[repr(C)]
+#[pin_data(PinnedDrop)]
+struct PowerNotifier<T: Events> {
+    // The first field: the callback casts its address to that of the struct.
+    #[pin]
+    block: Opaque<bindings::notifier_block>,
+    handler: Arc<T>,
+}
+
+// SAFETY: A notifier can be unregistered from any thread; the `Arc` can be sent.
+unsafe impl<T: Events> Send for PowerNotifier<T> {}
+
+#[pinned_drop]
+impl<T: Events> PinnedDrop for PowerNotifier<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: By the type invariants the block is registered.
+        #[cfg(CONFIG_PM_SLEEP)]
+        unsafe {
+            bindings::unregister_pm_notifier(self.block.get())
+        };
+    }
+}
+
 /// Returns the pointer from which [`notify`] and [`interrupt`] get the handler.
 fn context<T>(handler: &Arc<T>) -> *mut c_void {
     Arc::as_ptr(handler).cast_mut().cast()
 }
 
-/// Calls `handler` for each device notification (values from 0x80 on) of `dev`'s ACPI companion.
+/// Calls `handler` after each suspend and hibernation, and for each device notification (values
+/// from 0x80 on) of `dev`'s ACPI companion.
 ///
 /// # Errors
 ///
 /// - `ENODEV`: `dev` has no ACPI companion, or the callback could not be installed.
-/// - `ENOMEM`: There is no memory for the registration.
-pub(crate) fn on_notification<T: Events>(dev: &Device<Bound>, handler: Arc<T>) -> Result {
+/// - `ENOMEM`: There is no memory for the registrations.
+pub(crate) fn register<T: Events>(dev: &Device<Bound>, handler: Arc<T>) -> Result {
     let context = context(&handler);
-    // Devres releases in reverse order: it drops this reference after it has removed the callback.
-    devres::register(dev, handler, GFP_KERNEL)?;
+    let notifier = try_pin_init!(PowerNotifier {
+        // The callback can be called as soon as the block is registered.
+        handler,
+        block <- Opaque::try_ffi_init(|slot: *mut bindings::notifier_block| {
+            let block = bindings::notifier_block {
+                notifier_call: Some(power::<T>),
+                // After the random number generator's own.
+                priority: -1,
+                ..pin_init::zeroed()
+            };
+            // SAFETY: The initializer can write to the provided `slot`.
+            unsafe { slot.write(block) };
+            // INVARIANT: With `CONFIG_PM_SLEEP`, if this succeeds the block is registered.
+            #[cfg(CONFIG_PM_SLEEP)]
+            // SAFETY: The block is valid and pinned, and the destructor unregisters it.
+            to_result(unsafe { bindings::register_pm_notifier(slot) })?;
+            Ok::<(), Error>(())
+        }),
+    }? Error);
+    devres::register(dev, notifier, GFP_KERNEL)?;
 
     // SAFETY: The device is bound; `Device` is a transparent wrapper. The context is valid until
-    // the callback is removed, by the reference above. (ACPICA does not wait for a call that is
-    // about to be queued, and frees its own object.)
+    // the callback is removed, by the reference of the notifier. (ACPICA does not wait for a call
+    // that is about to be queued, and frees its own object.)
     to_result(unsafe {
         bindings::devm_acpi_install_notify_handler(
             core::ptr::from_ref(dev).cast_mut().cast(),
@@ -76,23 +113,8 @@ pub(crate) fn on_notification<T: Events>(dev: &Device<Bound>, handler: Arc<T>) -
     })
 }
 
-/// # Safety
-///
-/// `context` must come from [`context`], and the reference must outlive this call.
-unsafe extern "C" fn notify<T: Events>(
-    _: bindings::acpi_handle,
-    _event: u32,
-    context: *mut c_void,
-) {
-    // SAFETY: By the safety requirements.
-    unsafe { &*context.cast_const().cast::<T>() }.notified();
-}
-
 /// Calls `handler` for each SCI, whose handlers then include `name`.
-///
-/// # Errors
-///
-/// A phrase that says what is missing, for the end of a log line.
+/// An error is the end of a log line, and says what is missing.
 pub(crate) fn on_sci<T: Events>(
     dev: &Device<Bound>,
     name: &'static CStr,
@@ -113,6 +135,7 @@ pub(crate) fn on_sci<T: Events>(
     // SAFETY: `irq` can be written to.
     to_result(unsafe { bindings::acpi_gsi_to_irq(gsi, &mut irq) })
         .map_err(|_| "the SCI has no interrupt number")?;
+
     let mapping = ScopeGuard::new(move || {
         // On other architectures this would dispose of the mapping, which has no reference count.
         //
@@ -152,67 +175,23 @@ pub(crate) fn on_sci<T: Events>(
 /// # Safety
 ///
 /// `context` must come from [`context`], and the reference must outlive this call.
+unsafe extern "C" fn notify<T: Events>(
+    _: bindings::acpi_handle,
+    _event: u32,
+    context: *mut c_void,
+) {
+    // SAFETY: By the safety requirements.
+    unsafe { &*context.cast_const().cast::<T>() }.notified();
+}
+
+/// # Safety
+///
+/// `context` must come from [`context`], and the reference must outlive this call.
 unsafe extern "C" fn interrupt<T: Events>(_: c_int, context: *mut c_void) -> bindings::irqreturn_t {
     // SAFETY: By the safety requirements.
     unsafe { &*context.cast_const().cast::<T>() }.interrupted();
     // Another handler returns whether the interrupt was handled.
     bindings::irqreturn::IRQ_NONE
-}
-
-/// A registered notifier of power transitions.
-///
-/// # Invariants
-///
-/// With `CONFIG_PM_SLEEP`, `block` is registered, and its callback is `power::<T>`.
-#[repr(C)]
-#[pin_data(PinnedDrop)]
-struct PowerNotifier<T: Events> {
-    // The first field: the callback casts its address to that of the struct.
-    #[pin]
-    block: Opaque<bindings::notifier_block>,
-    handler: Arc<T>,
-}
-
-// SAFETY: A notifier can be unregistered from any thread; the `Arc` can be sent.
-unsafe impl<T: Events> Send for PowerNotifier<T> {}
-
-#[pinned_drop]
-impl<T: Events> PinnedDrop for PowerNotifier<T> {
-    fn drop(self: Pin<&mut Self>) {
-        // SAFETY: By the type invariants the block is registered.
-        #[cfg(CONFIG_PM_SLEEP)]
-        unsafe {
-            bindings::unregister_pm_notifier(self.block.get())
-        };
-    }
-}
-
-/// Calls `handler` after each suspend and hibernation.
-///
-/// # Errors
-///
-/// `ENOMEM`: There is no memory for the registration.
-pub(crate) fn on_resume<T: Events>(dev: &Device<Bound>, handler: Arc<T>) -> Result {
-    let notifier = try_pin_init!(PowerNotifier {
-        // The callback can be called as soon as the block is registered.
-        handler,
-        block <- Opaque::try_ffi_init(|slot: *mut bindings::notifier_block| {
-            let block = bindings::notifier_block {
-                notifier_call: Some(power::<T>),
-                // After the random number generator's own.
-                priority: -1,
-                ..pin_init::zeroed()
-            };
-            // SAFETY: The initializer can write to the provided `slot`.
-            unsafe { slot.write(block) };
-            // INVARIANT: With `CONFIG_PM_SLEEP`, if this succeeds the block is registered.
-            #[cfg(CONFIG_PM_SLEEP)]
-            // SAFETY: The block is valid and pinned, and the destructor unregisters it.
-            to_result(unsafe { bindings::register_pm_notifier(slot) })?;
-            Ok::<(), Error>(())
-        }),
-    }? Error);
-    devres::register(dev, notifier, GFP_KERNEL)
 }
 
 /// # Safety

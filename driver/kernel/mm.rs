@@ -1,20 +1,46 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What [`VmaNew`] lacks: mappings that stay read-only, also of memory without a `struct page`.
+//! What [`VmaNew`] lacks: mappings that stay read-only, also of memory without a `struct page`; and
+//! pages of the kernel for them.
 //!
-//! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
+//! C headers: [`include/linux/highmem.h`](srctree/include/linux/highmem.h),
+//! [`include/linux/mm.h`](srctree/include/linux/mm.h)
 
 use super::{
     memremap::ReservedPage,
-    page::SharedPage, //
-};
-use kernel::{
-    bindings,
-    error::to_result,
-    mm::virt::VmaNew,
-    page::PAGE_SIZE,
     prelude::*, //
 };
+use kernel::{
+    alloc::flags::__GFP_ZERO,
+    mm::virt::VmaNew,
+    page::Page, //
+};
+
+/// A page that begins with a native-endian u32; the rest of it is zeros.
+///
+/// # Invariants
+///
+/// Only [`SharedPage::store`] writes to the page. Processes that map it cannot write.
+pub(crate) struct SharedPage(Page);
+
+impl SharedPage {
+    /// Allocates a page that begins with 0.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self(Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?))
+    }
+
+    /// Stores the u32 atomically: a process that loads it also sees the stores before this call.
+    pub(crate) fn store(&self, value: u32) {
+        // SAFETY: The page is valid.
+        let address = unsafe { bindings::kmap_local_page(self.0.as_ptr()) };
+        // SAFETY: The whole page is mapped there until it is unmapped below. By the type invariants
+        // all other accesses are also atomic, or are loads by processes.
+        let word = unsafe { Atomic::<u32>::from_ptr(address.cast()) };
+        word.store(value, Release);
+        // SAFETY: The page was mapped above, and no other page since.
+        unsafe { bindings::kunmap_local(address) };
+    }
+}
 
 /// A VMA that `mmap(2)` is setting up, without any page in it.
 ///
@@ -90,6 +116,6 @@ impl<'a> Area<'a> {
         self.0.set_dontdump();
         self.0
             .set_mixedmap()
-            .vm_insert_page(self.0.start(), page.page())
+            .vm_insert_page(self.0.start(), &page.0)
     }
 }
