@@ -35,7 +35,10 @@ mod driver;
 
 use driver::{
     kernel::acpi,
-    node::Node,
+    node::{
+        Node,
+        Source, //
+    },
     probe,
     registry::Registry, //
 };
@@ -84,7 +87,7 @@ impl VmGenId {
         // A missing or malformed counter does not fail the probe: the driver still reseeds.
         Ok(Self {
             _node: probe::counter(dev, firmware, module_parameters::vmclock.value())
-                .and_then(|counter| probe::counter_node(dev, &generation, counter)),
+                .and_then(|counter| probe::node(dev, &generation, Source::Counter(counter))),
             _sysgenid: probe::sysgenid_node(dev, &generation),
         })
     }

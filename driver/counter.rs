@@ -2,40 +2,21 @@
 
 //! The generation counter, and why reading it is a barrier.
 
-use super::kernel::{
-    memremap::{
-        Mapping,
-        ReservedPage, //
-    },
-    rwonce::{
-        read_barrier,
-        read_once, //
-    }, //
-};
-use kernel::{
-    prelude::*,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
-    },
-    time::{
-        delay::fsleep,
-        Delta, //
-    }, //
-};
+use super::prelude::*;
 
 /// The size of the counter, in bytes: the only size that can be read.
 pub(crate) const SIZE: usize = size_of::<u32>();
 
-/// Where the counter is in its page.
+/// Where the counter is in its page: the index of its u32.
 #[derive(Clone, Copy, PartialEq)]
+#[repr(usize)]
 pub(crate) enum Layout {
     /// That of `CTRA`: a little-endian u32 at the start, then zeros.
-    Word,
+    Word = 0,
 
     /// `struct vmclock_abi` of `include/uapi/linux/vmclock-abi.h`, which has a le64. The driver
     /// takes its low half.
-    VmClock,
+    VmClock = 26,
 }
 
 /// The u32 of `struct vmclock_abi` that the driver loads: the offset in bytes, divided by 4.
@@ -46,7 +27,6 @@ mod vmclock {
     pub(super) const VERSION: usize = 2;
     pub(super) const SEQ_COUNT: usize = 3;
     pub(super) const FLAGS: usize = 6;
-    pub(super) const COUNTER: usize = 26;
     /// The number of words.
     pub(super) const LEN: usize = 28;
 }
@@ -56,26 +36,16 @@ const WORDS: usize = vmclock::LEN.next_power_of_two();
 
 /// A generation counter, in a page that the hypervisor writes to.
 pub(crate) struct Counter {
-    page: ReservedPage,
-    layout: Layout,
+    pub(crate) page: ReservedPage,
+    pub(crate) layout: Layout,
     memory: Mapping<u32, WORDS>,
-    /// The word that is the counter.
-    index: usize,
 }
 
 impl Counter {
-    /// Maps the counter in `page`.
-    ///
-    /// # Errors
-    ///
-    /// A phrase that completes "CTRA ..." in the log.
+    /// Maps the counter in `page`. An error completes "CTRA ..." in the log.
     pub(crate) fn new(page: ReservedPage, layout: Layout) -> Result<Self, &'static str> {
         let counter = Self {
             memory: Mapping::new(page.range()).map_err(|_| "cannot be mapped: out of memory")?,
-            index: match layout {
-                Layout::Word => 0,
-                Layout::VmClock => vmclock::COUNTER,
-            },
             layout,
             page,
         };
@@ -103,33 +73,9 @@ impl Counter {
         }
     }
 
-    /// Returns the page.
-    pub(crate) fn page(&self) -> &ReservedPage {
-        &self.page
-    }
-
-    /// Returns the layout of the page.
-    pub(crate) fn layout(&self) -> Layout {
-        self.layout
-    }
-
     #[inline(always)]
     fn word(&self, index: usize) -> u32 {
         u32::from_le(read_once(&self.memory[index % WORDS]))
-    }
-
-    /// Returns the counter, without a barrier. Returns `None` while the hypervisor changes VMClock's
-    /// page.
-    fn try_load(&self) -> Option<u32> {
-        if self.layout == Layout::Word {
-            return Some(self.word(self.index));
-        }
-
-        let seq_count = self.word(vmclock::SEQ_COUNT);
-        read_barrier();
-        let value = self.word(self.index);
-        read_barrier();
-        (seq_count % 2 == 0 && self.word(vmclock::SEQ_COUNT) == seq_count).then_some(value)
     }
 
     /// Returns the counter, without a barrier. Sleeps while the hypervisor changes VMClock's page.
@@ -138,25 +84,27 @@ impl Counter {
     ///
     /// - `EAGAIN`: It was changing for 2 ms, and `may_wait` is `false`.
     /// - `EIO`: It was changing for 100 ms.
+    #[inline(never)]
     pub(crate) fn load(&self, may_wait: bool) -> Result<u32> {
-        let mut steps = if may_wait { 2000 } else { 40 };
-        loop {
-            if let Some(value) = self.try_load() {
+        if self.layout == Layout::Word {
+            return Ok(self.word(self.layout as usize));
+        }
+
+        let steps = if may_wait { 2000 } else { 40 };
+        for _ in 0..=steps {
+            let seq_count = self.word(vmclock::SEQ_COUNT);
+            read_barrier();
+            let value = self.word(self.layout as usize);
+            read_barrier();
+            if seq_count % 2 == 0 && self.word(vmclock::SEQ_COUNT) == seq_count {
                 return Ok(value);
             }
-            if steps == 0 {
-                return Err(if may_wait { EIO } else { EAGAIN });
-            }
-            steps -= 1;
             fsleep(Delta::from_micros(50));
         }
+        Err(if may_wait { EIO } else { EAGAIN })
     }
 
     /// Loads the counter, then applies the rule. Returns the loaded counter.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Counter::load`], and those of `rule`.
     pub(crate) fn read(&self, may_wait: bool, rule: impl FnOnce() -> Result) -> Result<u32> {
         let (value, applied) = counter_first(|| self.load(may_wait), rule);
         applied.and(value)
@@ -173,7 +121,7 @@ impl Counter {
         last: &LastRead,
         is_published: impl FnOnce() -> bool,
     ) -> Option<u32> {
-        let (value, published) = counter_first(|| self.word(self.index), is_published);
+        let (value, published) = counter_first(|| self.word(self.layout as usize), is_published);
         (published && !last.is_new(value)).then_some(value)
     }
 }

@@ -5,7 +5,6 @@
 use super::{
     id::{
         GenerationId,
-        Id,
         Published, //
     },
     kernel::{
@@ -15,91 +14,34 @@ use super::{
         },
         kthread::{
             Job,
-            Work,
-            Worker, //
-        },
-        memremap::Range, //
+            Work, //
+        }, //
     },
-    notifiers::Notifiers,
+    prelude::*,
     rule::{
         self,
         Reseeder, //
     },
+    shared::Shared,
     sysgenid::Reseeds, //
 };
-use kernel::{
-    device::{
-        Bound,
-        Device, //
-    },
-    new_poll_condvar,
-    prelude::*,
-    sync::{
-        atomic::{
-            Atomic,
-            Full,
-            Relaxed, //
-        },
-        poll::PollCondVar,
-        Arc, //
-    },
-    time::{
-        delay::fsleep,
-        Delta, //
-    }, //
-};
-
-/// The data that all generations of the module share.
-pub(crate) struct Shared {
-    reseeder: Reseeder,
-
-    /// The thread that applies the rule.
-    worker: Arc<Worker>,
-
-    /// `None` if the reseed itself or the built-in driver calls the notifiers.
-    notifiers: Option<Arc<Notifiers>>,
-}
-
-impl Shared {
-    /// Opens `/dev/random`, and starts the threads.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Reseeder::new`] and [`Worker::new`], and `ENOMEM`.
-    pub(crate) fn new() -> Result<Arc<Self>> {
-        let reseeder = Reseeder::new()?;
-        let shared = Self {
-            worker: Worker::new(crate::NAME)?,
-            notifiers: reseeder.notifiers().map(Notifiers::new).transpose()?,
-            reseeder,
-        };
-        Ok(Arc::new(shared, GFP_KERNEL)?)
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        if let Some(notifiers) = &self.notifiers {
-            notifiers.finish();
-        }
-    }
-}
+use kernel::new_poll_condvar;
 
 /// A generation ID, the last published one, and the state of the rule for it.
 #[pin_data]
 pub(crate) struct Generation {
-    id: GenerationId,
+    pub(crate) id: GenerationId,
 
     /// Only the driver's thread writes to it.
     published: Published,
     shared: Arc<Shared>,
 
     /// The count of reseeds, if they are counted.
-    reseeds: Option<Arc<Reseeds>>,
+    pub(crate) reseeds: Option<Arc<Reseeds>>,
 
     /// Pollers of the counter wait here.
     #[pin]
-    handled: PollCondVar,
+    pub(crate) handled: PollCondVar,
 
     /// Whether the next run wakes the pollers.
     awaited: Atomic<bool>,
@@ -125,7 +67,12 @@ impl Job for Generation {
             &self.published,
             || self.id.load(),
             |id| self.shared.reseeder.reseed(id),
-            |id| self.tell(id),
+            || {
+                if let Some(reseeds) = &self.reseeds {
+                    reseeds.increment();
+                }
+                self.shared.notify_later();
+            },
         );
         self.failed.store(applied.is_err(), Relaxed);
         if self.awaited.xchg(false, Full) {
@@ -135,31 +82,6 @@ impl Job for Generation {
 }
 
 impl Generation {
-    /// Counts the reseed with `id`, and queues a call of the vmfork notifiers.
-    fn tell(&self, id: Id) {
-        if let Some(reseeds) = &self.reseeds {
-            reseeds.count();
-        }
-        if let Some(notifiers) = &self.shared.notifiers {
-            notifiers.call_later(id);
-        }
-    }
-
-    /// Returns the range of the ID.
-    pub(crate) fn range(&self) -> &Range {
-        self.id.range()
-    }
-
-    /// Returns the count of reseeds, if they are counted.
-    pub(crate) fn reseeds(&self) -> Option<&Arc<Reseeds>> {
-        self.reseeds.as_ref()
-    }
-
-    /// Returns the wait queue of the counter's pollers.
-    pub(crate) fn handled(&self) -> &PollCondVar {
-        &self.handled
-    }
-
     /// Returns whether the ID in memory is published: four loads.
     #[inline(always)]
     pub(crate) fn is_published(&self) -> bool {
@@ -169,10 +91,6 @@ impl Generation {
 
 impl Watched {
     /// Maps the ID in `range`. Its reseeds are counted if `counted`.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`GenerationId::new`], and `ENOMEM`.
     pub(crate) fn map(range: Range, shared: Arc<Shared>, counted: bool) -> Result<Arc<Self>> {
         let id = GenerationId::new(range)?;
         let published = Published::none(id.load());
@@ -230,29 +148,28 @@ impl Watched {
     /// # Errors
     ///
     /// - `EAGAIN`: The ID was not published in that time. See [`Watched::wake_when_applied`].
-    /// - `EIO`: The generator could not be reseeded. Not without `may_wait`.
+    /// - `EIO`: The generator could not be reseeded.
     pub(crate) fn apply_rule(&self, may_wait: bool) -> Result {
         if self.is_published() {
             return Ok(());
         }
         self.queue();
-        if may_wait {
+        let result = if may_wait {
             self.flush();
-        }
-        let mut steps = if may_wait { 0 } else { 40 };
-        while steps > 0 && !self.is_published() {
-            steps -= 1;
-            fsleep(Delta::from_micros(50));
-        }
-        if steps > 0 {
-            Ok(())
-        } else if self.failed.load(Relaxed) {
-            Err(EIO)
-        } else if may_wait {
             Ok(())
         } else {
+            for _ in 0..40 {
+                if self.is_published() {
+                    return Ok(());
+                }
+                fsleep(Delta::from_micros(50));
+            }
             Err(EAGAIN)
+        };
+        if self.failed.load(Relaxed) {
+            return Err(EIO);
         }
+        result
     }
 
     /// Queues a run of the rule that wakes the pollers.

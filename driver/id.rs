@@ -5,24 +5,7 @@
 //! The ID is 128 bits of guest memory. The hypervisor writes a new ID for each clone. The ID is
 //! secret: the driver does not log it, and passes it only to the kernel's random number generator.
 
-use super::kernel::{
-    memremap::{
-        Mapping,
-        Range, //
-    },
-    rwonce::{
-        read_barrier,
-        read_once, //
-    }, //
-};
-use kernel::{
-    prelude::*,
-    sync::atomic::{
-        Atomic,
-        Relaxed,
-        Release, //
-    }, //
-};
+use super::prelude::*;
 
 /// The size of a generation ID, in bytes.
 pub(crate) const SIZE: usize = 16;
@@ -69,7 +52,7 @@ impl Published {
 
 /// A generation ID in guest memory.
 pub(crate) struct GenerationId {
-    range: Range,
+    pub(crate) range: Range,
 
     /// The hypervisor writes to it while no vCPU runs, or before it changes the counter.
     memory: Mapping<u64, 2>,
@@ -87,11 +70,6 @@ impl GenerationId {
             memory: Mapping::new(&range)?,
             range,
         })
-    }
-
-    /// Returns where the ID is.
-    pub(crate) fn range(&self) -> &Range {
-        &self.range
     }
 
     /// Loads the ID.

@@ -55,11 +55,48 @@ pub(crate) mod firmware {
     pub(crate) mod acpi;
     pub(crate) mod vmclock;
 }
+
+/// The names that most files use.
+mod prelude {
+    pub(super) use super::kernel::{
+        acpi,
+        memremap::{
+            Mapping,
+            Range,
+            ReservedPage, //
+        },
+        rwonce::{
+            read_barrier,
+            read_once, //
+        },
+    };
+    pub(super) use kernel::{
+        device::{
+            Bound,
+            Device, //
+        },
+        prelude::*,
+        sync::{
+            atomic::{
+                Atomic,
+                Full,
+                Relaxed,
+                Release, //
+            },
+            poll::PollCondVar,
+            Arc, //
+        },
+        time::{
+            delay::fsleep,
+            Delta, //
+        },
+    };
+}
 pub(crate) mod id;
 pub(crate) mod rule;
 
 pub(crate) mod counter;
-pub(crate) mod notifiers;
+pub(crate) mod shared;
 pub(crate) mod sysgenid;
 
 pub(crate) mod generation;

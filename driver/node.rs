@@ -13,60 +13,41 @@ use super::{
     kernel::{
         miscdevice::{
             FileOperations,
-            Ready,
             Registration,
             Request, //
         },
-        mm::Area,
-        rwonce::read_once, //
+        mm::Area, //
     },
+    prelude::*,
     sysgenid::Reseeds, //
 };
-use kernel::{
-    iov::IovIterSource,
-    prelude::*,
-    sync::{
-        atomic::{
-            Atomic,
-            Full,
-            Relaxed,
-            Release, //
-        },
-        poll::PollCondVar,
-        Arc, //
-    }, //
-};
+use kernel::iov::IovIterSource;
 
 /// The name of a node below `/dev`. One device at a time can have it.
-pub(crate) struct Name {
-    path: &'static str,
+struct Name {
     name: &'static CStr,
+    path: &'static str,
     /// Whether a [`Claim`] exists.
     claimed: Atomic<bool>,
 }
 
 /// `/dev/vmgenid`.
-pub(crate) static VMGENID: Name = Name::new("/dev/vmgenid", c"vmgenid");
+static VMGENID: Name = Name::new(c"vmgenid", "/dev/vmgenid");
 
 /// `/dev/sysgenid`.
-pub(crate) static SYSGENID: Name = Name::new("/dev/sysgenid", c"sysgenid");
+static SYSGENID: Name = Name::new(c"sysgenid", "/dev/sysgenid");
 
 impl Name {
-    const fn new(path: &'static str, name: &'static CStr) -> Self {
+    const fn new(name: &'static CStr, path: &'static str) -> Self {
         Self {
-            path,
             name,
+            path,
             claimed: Atomic::new(false),
         }
     }
 
-    /// Returns the path.
-    pub(crate) fn path(&self) -> &'static str {
-        self.path
-    }
-
     /// Claims the name. Returns `None` if another device has it.
-    pub(crate) fn claim(&'static self) -> Option<Claim> {
+    fn claim(&'static self) -> Option<Claim> {
         // INVARIANT: Only one caller changes `false` to `true`, until the claim is dropped.
         self.claimed
             .cmpxchg(false, true, Full)
@@ -80,7 +61,7 @@ impl Name {
 /// # Invariants
 ///
 /// At most one exists at a time for each name.
-pub(crate) struct Claim(&'static Name);
+struct Claim(&'static Name);
 
 impl Drop for Claim {
     fn drop(&mut self) {
@@ -94,6 +75,20 @@ pub(crate) enum Source {
     Counter(Counter),
     /// The number of reseeds: `/dev/sysgenid`.
     Reseeds(Arc<Reseeds>),
+}
+
+impl Source {
+    fn name(&self) -> &'static Name {
+        match self {
+            Self::Counter(_) => &VMGENID,
+            Self::Reseeds(_) => &SYSGENID,
+        }
+    }
+
+    /// Returns the path of the node.
+    pub(crate) fn path(&self) -> &'static str {
+        self.name().path
+    }
 }
 
 /// The data that the open files of a node share. It outlives an unbind as long as a file is open.
@@ -128,13 +123,13 @@ impl Drop for Bound {
         match source {
             // This takes the lock of the wait queue. A poller that was added before is woken. A
             // poller that is added later sees that the device is not bound.
-            Source::Counter(_) => generation.handled().notify_all(),
+            Source::Counter(_) => generation.handled.notify_all(),
             // The count changes once more, so that a process that only maps the page calls the
-            // driver, and gets `ENODEV`. A reseed that is due comes first. `count` takes the lock
+            // driver, and gets `ENODEV`. A reseed that is due comes first. `increment` takes the lock
             // under which a reader checks `bound` and goes to sleep.
             Source::Reseeds(reseeds) => {
                 let _ = generation.apply_rule(true);
-                reseeds.count();
+                reseeds.increment();
             }
         }
     }
@@ -154,16 +149,13 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Registers the node.
+    /// Registers the node of `source`.
     ///
     /// # Errors
     ///
-    /// `ENOMEM`, and those of `misc_register()`.
-    pub(crate) fn new(
-        claim: Claim,
-        generation: Arc<Watched>,
-        source: Source,
-    ) -> Result<Pin<KBox<Self>>> {
+    /// `EEXIST`: Another device has the node. And `ENOMEM`, and those of `misc_register()`.
+    pub(crate) fn new(generation: Arc<Watched>, source: Source) -> Result<Pin<KBox<Self>>> {
+        let claim = source.name().claim().ok_or(EEXIST)?;
         let files = Files {
             generation,
             source,
@@ -274,7 +266,7 @@ impl FileOperations for OpenFile {
     #[inline(always)]
     fn returned(&self, value: u32) {
         // A process acknowledges a count of reseeds by a write.
-        if let Source::Counter(_) = self.files.source {
+        if self.last.is_new(value) && matches!(self.files.source, Source::Counter(_)) {
             self.last.returned(value);
         }
     }
@@ -296,28 +288,28 @@ impl FileOperations for OpenFile {
         Ok(counter::SIZE)
     }
 
-    fn poll(&self, wait_for: impl FnOnce(&PollCondVar)) -> Ready {
+    fn poll(&self, wait_for: impl FnOnce(&PollCondVar)) -> Result<bool> {
         wait_for(match &self.files.source {
-            Source::Counter(_) => self.files.generation.handled(),
-            Source::Reseeds(reseeds) => reseeds.changed(),
+            Source::Counter(_) => &self.files.generation.handled,
+            Source::Reseeds(reseeds) => &reseeds.changed,
         });
         match self.value(false, false) {
-            Ok(value) if self.last.is_new(value) => Ready::READ,
-            Ok(_) | Err(EAGAIN) => Ready::NOT,
-            Err(_) => Ready::GONE,
+            Ok(value) => Ok(self.last.is_new(value)),
+            Err(EAGAIN) => Ok(false),
+            Err(err) => Err(err),
         }
     }
 
     fn mmap(&self, area: Area<'_>) -> Result {
         self.files.check_bound()?;
         match &self.files.source {
-            Source::Counter(counter) => match counter.layout() {
-                Layout::Word => area.map_reserved(counter.page(), 0),
+            Source::Counter(counter) => match counter.layout {
+                Layout::Word => area.map_reserved(&counter.page, 0),
                 // A process that expects the counter at offset 0 does not find it there.
                 Layout::VmClock if area.is_page(0) => Err(ENODEV),
-                Layout::VmClock => area.map_reserved(counter.page(), 1),
+                Layout::VmClock => area.map_reserved(&counter.page, 1),
             },
-            Source::Reseeds(reseeds) => area.map_shared(reseeds.page()),
+            Source::Reseeds(reseeds) => area.map_shared(&reseeds.page),
         }
     }
 }

@@ -10,28 +10,12 @@ use super::{
     firmware,
     generation::Watched,
     id,
-    kernel::{
-        acpi,
-        memremap::{
-            Range,
-            ReservedPage, //
-        }, //
-    },
     node::{
-        self,
-        Name,
         Node,
         Source, //
     },
-    registry, //
-};
-use kernel::{
-    device::{
-        Bound,
-        Device, //
-    },
     prelude::*,
-    sync::Arc, //
+    registry, //
 };
 
 /// Logs a problem and its result: "`what` `wrong`: `result`".
@@ -125,22 +109,13 @@ pub(crate) fn tell_unused_vmclock(ids: [&'static CStr; 2]) {
     }
 }
 
-/// Makes `/dev/vmgenid`, if no other device has it.
-pub(crate) fn counter_node(
-    dev: &Device<Bound>,
-    generation: &Arc<Watched>,
-    counter: Counter,
-) -> Option<Pin<KBox<Node>>> {
-    node(dev, &node::VMGENID, generation, Source::Counter(counter))
-}
-
 /// Makes `/dev/sysgenid`, if reseeds are counted and no other device has it.
 pub(crate) fn sysgenid_node(
     dev: &Device<Bound>,
     generation: &Arc<Watched>,
 ) -> Option<Pin<KBox<Node>>> {
-    let source = Source::Reseeds(generation.reseeds()?.clone());
-    let node = node(dev, &node::SYSGENID, generation, source)?;
+    let source = Source::Reseeds(generation.reseeds.as_ref()?.clone());
+    let node = node(dev, generation, source)?;
     dev_info!(
         dev,
         "/dev/sysgenid changes after the kernel's reseed; until then clones repeat\n"
@@ -148,24 +123,21 @@ pub(crate) fn sysgenid_node(
     Some(node)
 }
 
-fn node(
+/// Makes the node of `source`, if no other device has it.
+pub(crate) fn node(
     dev: &Device<Bound>,
-    name: &'static Name,
     generation: &Arc<Watched>,
     source: Source,
 ) -> Option<Pin<KBox<Node>>> {
-    let Some(claim) = name.claim() else {
-        complain(dev, "another device has", name.path(), "reseeding only");
-        return None;
-    };
-    Node::new(claim, generation.clone(), source)
+    let path = source.path();
+    Node::new(generation.clone(), source)
         .inspect_err(|&err| {
-            let wrong = if err == ENOMEM {
-                "cannot be made, out of memory"
-            } else {
-                "cannot be made"
+            let (what, wrong) = match err {
+                EEXIST => ("another device has", path),
+                ENOMEM => (path, "cannot be made, out of memory"),
+                _ => (path, "cannot be made"),
             };
-            complain(dev, name.path(), wrong, "reseeding only");
+            complain(dev, what, wrong, "reseeding only");
         })
         .ok()
 }

@@ -6,21 +6,10 @@
 //! like any other, and a page stays mapped after its device was unbound.
 
 use super::{
-    generation::{
-        Shared,
-        Watched, //
-    },
-    kernel::{
-        memremap::{
-            Range,
-            ReservedPage, //
-        },
-        static_mutex::static_mutex, //
-    }, //
-};
-use kernel::{
+    generation::Watched,
+    kernel::static_mutex::static_mutex,
     prelude::*,
-    sync::Arc, //
+    shared::Shared, //
 };
 
 /// No page contains a byte of an ID: every process can map the pages, and no process may read IDs.
@@ -48,10 +37,6 @@ pub(crate) struct Registry(());
 
 impl Registry {
     /// Opens `/dev/random`, and starts the threads.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Shared::new`].
     pub(crate) fn new() -> Result<Self> {
         LISTS.lock().shared = Some(Shared::new()?);
         Ok(Self(()))
@@ -60,10 +45,13 @@ impl Registry {
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        // Rust does not drop a static, so this drops its contents.
-        // No device is bound and no file is open: this waits for the last queued work.
+        // Rust does not drop a static, so this drops its contents. No device is bound and no file
+        // is open: this waits for the last queued work.
         let lists = core::mem::replace(&mut *LISTS.lock(), Lists::EMPTY);
-        drop(lists);
+        drop(lists.generations);
+        if let Some(shared) = lists.shared {
+            shared.finish();
+        }
     }
 }
 
@@ -82,7 +70,7 @@ pub(crate) fn generation(range: &Range, counted: bool) -> Result<Option<Arc<Watc
     if let Some(known) = lists
         .generations
         .iter()
-        .find(|known| known.range().start() == range.start())
+        .find(|known| known.id.range.start() == range.start())
     {
         return Ok(Some(known.clone()));
     }
@@ -95,17 +83,13 @@ pub(crate) fn generation(range: &Range, counted: bool) -> Result<Option<Arc<Watc
 
 /// Adds `page` to the pages that processes can map. Returns `false` if it contains a byte of an ID:
 /// then processes must not map it.
-///
-/// # Errors
-///
-/// `ENOMEM`: There is no memory for the list.
 pub(crate) fn publish(page: &ReservedPage) -> Result<bool> {
     let mut lists = LISTS.lock();
 
     if lists
         .generations
         .iter()
-        .any(|known| known.range().overlaps(page.range()))
+        .any(|known| known.id.range.overlaps(page.range()))
     {
         return Ok(false);
     }

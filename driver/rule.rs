@@ -35,9 +35,9 @@ use super::{
             DevRandom, //
         },
         sched, //
-    }, //
+    },
+    prelude::*, //
 };
-use kernel::prelude::*;
 
 /// How the driver reseeds the generator.
 pub(crate) enum Reseeder {
@@ -51,10 +51,6 @@ pub(crate) enum Reseeder {
 
 impl Reseeder {
     /// Opens `/dev/random`, or logs the failure and takes `add_vmfork_randomness()`, if exported.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`DevRandom::open`].
     pub(crate) fn new() -> Result<Self> {
         match (DevRandom::open(), random::VMFORK) {
             (Ok(device), _) => Ok(Self::DevRandom(device)),
@@ -88,10 +84,6 @@ impl Reseeder {
     ///
     /// If the generator is not initialized, this waits for a reseed in flight that may initialize
     /// it. A reseed that begins later depends on the ID.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`DevRandom::reseed`].
     pub(crate) fn reseed(&self, id: Id) -> Result {
         random::add_device_randomness(id.as_bytes());
 
@@ -127,7 +119,7 @@ pub(crate) fn apply(
     published: &Published,
     load: impl FnOnce() -> Id,
     reseed: impl FnOnce(Id) -> Result,
-    tell: impl FnOnce(Id),
+    tell: impl FnOnce(),
 ) -> Result {
     let id = load();
     if published.is(id) {
@@ -136,7 +128,7 @@ pub(crate) fn apply(
 
     reseed(id)?;
     published.set(id);
-    tell(id);
+    tell();
     Ok(())
 }
 
@@ -159,7 +151,7 @@ mod tests {
         let mut told = KVec::new();
         for &id in found {
             let reseed = |id| Ok(reseeds.push(id, GFP_KERNEL)?);
-            let tell = |id| assert!(told.push(id, GFP_KERNEL).is_ok());
+            let tell = || assert!(told.push(id, GFP_KERNEL).is_ok());
             assert!(apply(published, || id, reseed, tell).is_ok());
             assert!(published.is(id));
         }
@@ -218,7 +210,7 @@ mod tests {
             assert_eq!(id, [1, 7]);
             Ok(())
         };
-        assert!(apply(&published, load, reseed, |_| ()).is_ok());
+        assert!(apply(&published, load, reseed, || ()).is_ok());
         assert_eq!(loads.load(Relaxed), 1);
         assert!(published.is([1, 7]));
     }
@@ -230,7 +222,7 @@ mod tests {
             assert!(!published.is(id));
             Ok(())
         };
-        let tell = |id| assert!(published.is(id));
+        let tell = || assert!(published.is(B));
         assert!(apply(&published, || B, reseed, tell).is_ok());
     }
 
@@ -238,7 +230,7 @@ mod tests {
     fn without_a_reseed_nothing_is_published() {
         let published = Published::none(A);
         let reseed = |_| Err(EPERM);
-        let tell = |_| unreachable!();
+        let tell = || unreachable!();
         assert_eq!(apply(&published, || B, reseed, tell), Err(EPERM));
         assert!(!published.is(B));
     }

@@ -8,19 +8,13 @@
 
 use super::{
     counter::LastRead,
-    kernel::mm::SharedPage, //
+    kernel::mm::SharedPage,
+    prelude::*, //
 };
 use kernel::{
     new_poll_condvar,
-    prelude::*,
     sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
         new_mutex,
-        poll::PollCondVar,
-        Arc,
         Mutex, //
     }, //
 };
@@ -28,50 +22,35 @@ use kernel::{
 /// The number of generation IDs with which the kernel was reseeded, plus that of unbinds. It wraps.
 #[pin_data]
 pub(crate) struct Reseeds {
-    /// The value in the page. Written under `changing`.
-    count: Atomic<u32>,
-    page: SharedPage,
+    /// The value in the page.
     #[pin]
-    changing: Mutex<()>,
+    count: Mutex<u32>,
+    pub(crate) page: SharedPage,
+
+    /// Readers and pollers wait here.
     #[pin]
-    changed: PollCondVar,
+    pub(crate) changed: PollCondVar,
 }
 
 impl Reseeds {
     /// Allocates the page. The count starts at 0.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`: There is no memory.
     pub(crate) fn new() -> Result<Arc<Self>> {
         let page = SharedPage::new()?;
         Arc::pin_init(
             pin_init!(Self {
-                count: Atomic::new(0),
+                count <- new_mutex!(0, "Reseeds::count"),
                 page,
-                changing <- new_mutex!((), "Reseeds::changing"),
                 changed <- new_poll_condvar!("Reseeds::changed"),
             }),
             GFP_KERNEL,
         )
     }
 
-    /// Returns the count.
-    fn get(&self) -> u32 {
-        self.count.load(Relaxed)
-    }
-
-    /// Returns the page that begins with the count.
-    pub(crate) fn page(&self) -> &SharedPage {
-        &self.page
-    }
-
     /// Returns the state of a file that is being opened: the count is acknowledged.
     pub(crate) fn open(&self) -> LastRead {
-        // Not while `count()` is between the count and the page: the process may load the page
+        // Not while `increment` is between the count and the page: the process may load the page
         // next, and must not find an older count there.
-        let _changing = self.changing.lock();
-        LastRead::new(self.get())
+        LastRead::new(*self.count.lock())
     }
 
     /// Waits until the count differs from `acknowledged`, and returns it. Calls `check_bound`
@@ -89,17 +68,16 @@ impl Reseeds {
         may_wait: bool,
         check_bound: impl Fn() -> Result,
     ) -> Result<u32> {
-        let mut changing = self.changing.lock();
+        let mut count = self.count.lock();
         loop {
             check_bound()?;
-            let count = self.get();
-            if acknowledged.is_new(count) {
-                return Ok(count);
+            if acknowledged.is_new(*count) {
+                return Ok(*count);
             }
             if !may_wait {
                 return Err(EAGAIN);
             }
-            if self.changed.wait_interruptible(&mut changing) {
+            if self.changed.wait_interruptible(&mut count) {
                 return Err(ERESTARTSYS);
             }
         }
@@ -116,27 +94,21 @@ impl Reseeds {
         count: u32,
         check_bound: impl Fn() -> Result,
     ) -> Result {
-        let _changing = self.changing.lock();
+        let current = self.count.lock();
         check_bound()?;
-        if count != self.get() {
+        if count != *current {
             return Err(EINVAL);
         }
         acknowledged.returned(count);
         Ok(())
     }
 
-    /// Returns the wait queue of readers and pollers.
-    pub(crate) fn changed(&self) -> &PollCondVar {
-        &self.changed
-    }
-
     /// Counts a reseed that is complete.
-    pub(crate) fn count(&self) {
-        let changing = self.changing.lock();
-        let count = self.get().wrapping_add(1);
-        self.count.store(count, Relaxed);
-        self.page.store(count);
-        drop(changing);
+    pub(crate) fn increment(&self) {
+        let mut count = self.count.lock();
+        *count = count.wrapping_add(1);
+        self.page.store(*count);
+        drop(count);
         self.changed.notify_all();
     }
 }
@@ -149,14 +121,14 @@ mod tests {
     #[test]
     fn each_reseed_counts() -> Result {
         let reseeds = Reseeds::new()?;
-        assert_eq!(reseeds.get(), 0);
-        reseeds.count();
-        reseeds.count();
-        assert_eq!(reseeds.get(), 2);
+        assert_eq!(*reseeds.count.lock(), 0);
+        reseeds.increment();
+        reseeds.increment();
+        assert_eq!(*reseeds.count.lock(), 2);
         // It wraps.
-        reseeds.count.store(u32::MAX, Relaxed);
-        reseeds.count();
-        assert_eq!(reseeds.get(), 0);
+        *reseeds.count.lock() = u32::MAX;
+        reseeds.increment();
+        assert_eq!(*reseeds.count.lock(), 0);
         Ok(())
     }
 }

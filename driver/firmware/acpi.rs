@@ -10,10 +10,7 @@ use crate::driver::kernel::acpi;
 use kernel::prelude::*;
 
 /// Evaluates the object `name` to a physical address. Returns `None` if there is no such object.
-///
-/// # Errors
-///
-/// A phrase that completes "ADDR ..." in the log.
+/// An error completes "ADDR ..." in the log.
 pub(crate) fn address(device: &acpi::Device, name: &CStr) -> Result<Option<u64>, &'static str> {
     match device.evaluate(name) {
         Ok(object) => parse(&object).map(Some),

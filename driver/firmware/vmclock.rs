@@ -14,10 +14,7 @@ use kernel::{
 };
 
 /// Returns the physical address of the page. Returns `None` if the machine has no VMClock.
-///
-/// # Errors
-///
-/// A phrase that completes "VMClock ..." in the log.
+/// An error completes "VMClock ..." in the log.
 pub(crate) fn address() -> Result<Option<u64>, &'static str> {
     let mut found = None::<ARef<acpi::Device>>;
     for id in [c"AMZNC10C", c"VMCLOCK"] {
