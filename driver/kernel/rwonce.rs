@@ -3,7 +3,7 @@
 //! Inlined loads, for the few in each `read()` of the device.
 //!
 //! Without `CONFIG_RUST_INLINE_HELPERS` each `load(Relaxed)` of the kernel crate is a call of a C
-//! function. Inlined loads save 40 of the 345 instructions of a `read()`.
+//! function. Inlined loads save 40 instructions of a `read()`.
 
 use super::prelude::*;
 
