@@ -29,6 +29,7 @@ mod notifiers;
 mod on;
 mod poll;
 mod promises;
+mod python;
 mod qemu;
 mod reports;
 mod reseeds;
@@ -80,7 +81,7 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
     }
     // Some tests spend their time waiting.
     args.test_threads = args.test_threads.or(Some(3));
-    let tables: [&[Test]; 27] = [
+    let tables: [&[Test]; 28] = [
         age::TESTS,
         awslc::TESTS,
         checkers::TESTS,
@@ -101,6 +102,7 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
         microvm::TESTS,
         notifiers::TESTS,
         poll::TESTS,
+        python::TESTS,
         qemu::TESTS,
         sleep::TESTS,
         starved::TESTS,

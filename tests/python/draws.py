@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Draws by all that Python has, without a pause, so that a snapshot comes in the middle.
+
+    draws.py FILE            guarded: several threads, a child, and threads of that
+    draws.py --plain FILE    Python as it is
+
+When FILE.stop is there, this writes what was drawn after the restore: to FILE, and the child to
+FILE.child. A line has what drew, the generation before and after the draw, and what was drawn. (A draw
+that ended before the restore can be seen to end after it: such a draw may be in all clones.)
+"""
+
+import os
+import random
+import sys
+import threading
+import time
+import uuid
+from random import getrandbits
+
+import numpy
+
+import vmgenid
+
+# What a program may have in hand before it knows of this package.
+held = random.randint
+
+plain = sys.argv[1] == "--plain"
+file = sys.argv[-1]
+counter = vmgenid.Counter()
+first = counter.barrier()
+if not plain:
+    vmgenid.install()
+own = random.Random(5) if plain else vmgenid.Random(5)
+random.seed(5)
+numpy.random.seed(5)
+generator = numpy.random.default_rng(5 if plain else None)
+
+
+class UntilRestored:
+    """The numbers below 2^60. Whoever takes one of them waits until the machine is restored."""
+
+    def __len__(self):
+        return 1 << 60
+
+    def __getitem__(self, number):
+        while counter.get() == first:
+            time.sleep(0.01)
+        return number
+
+
+def cut(drawn):
+    """A draw that began before the restore, and ends after it for certain."""
+    # As it is, a thread that draws from the same would make that one's sequence a matter of time.
+    generator = random.Random(6) if plain else own
+    numbers = generator.choices(UntilRestored(), k=2)
+    drawn.append(f"cut {first} {counter.get()} {numbers[0]} {numbers[1]}\n")
+
+
+DRAWS = {
+    "Random.random": own.random,
+    "Random.getrandbits": lambda: own.getrandbits(64),
+    "Random.choices": lambda: "{} {}".format(*own.choices(range(1 << 60), k=2)),
+    "Random.gauss": lambda: own.gauss(0, 1),
+    "random.random": lambda: random.random(),
+    "random.getrandbits": lambda: getrandbits(64),
+    "random.randint": lambda: held(1, 1 << 60),
+    "numpy.random.rand": lambda: numpy.random.rand(),
+    "numpy.random.mtrand._rand": lambda: numpy.random.mtrand._rand.standard_normal(),
+    "numpy.random.default_rng": lambda: generator.random(),
+    "uuid.uuid1": lambda: uuid.uuid1().node,
+}
+if not plain:
+    # Without the barrier, whether these are the same in clones is a matter of time.
+    DRAWS["os.urandom"] = lambda: os.urandom(16).hex()
+    DRAWS["uuid.uuid4"] = lambda: uuid.uuid4().hex
+
+
+def draw(drawn):
+    while not os.path.exists(file + ".stop"):
+        for name, function in DRAWS.items():
+            before = counter.get()
+            value = function()
+            after = counter.get()
+            if after != first:
+                drawn.append(f"{name} {before} {after} {value}\n")
+
+
+def run(path):
+    targets = [draw, cut] if plain else [draw, draw, cut]
+    drawn = [[] for _ in targets]
+    threads = [threading.Thread(target=target, args=(own,)) for target, own in zip(targets, drawn)]
+    for thread in threads:
+        thread.start()
+    print("drawing", flush=True)
+    for thread in threads:
+        thread.join()
+    with open(path + ".new", "w") as out:
+        out.writelines(line for own in drawn for line in own)
+    os.rename(path + ".new", path)
+
+
+if not plain and os.fork() == 0:
+    run(file + ".child")
+else:
+    run(file)

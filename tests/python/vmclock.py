@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""A machine that has VMClock's counter, and no other. Asks the suite for changes of the counter."""
+
+import random
+import time
+
+import vmgenid
+
+
+def change():
+    print("change", flush=True)
+    return int(input())
+
+
+counter = vmgenid.Counter()
+assert counter.source is vmgenid.Source.VMCLOCK
+since = counter.barrier()
+assert counter.get() == since
+made = []
+cached = vmgenid.Cached(lambda: made.append(0), counter=counter)
+
+
+def made_by_ten_uses():
+    before = len(made)
+    for _ in range(10):
+        cached.use(lambda value: None)
+    return len(made) - before
+
+
+# It is not known how long ago the last change was.
+assert made_by_ten_uses() >= 10
+time.sleep(1.1)
+made_by_ten_uses()
+assert made_by_ten_uses() == 0
+
+ours, plain = vmgenid.Random(5), random.Random(5)
+assert [ours.random() for _ in range(9)] == [plain.random() for _ in range(9)]
+changed = change()
+assert counter.get() == changed != since
+assert counter.wait(since, timeout=60) == changed
+assert ours.random() != plain.random()
+assert made_by_ten_uses() >= 10
+time.sleep(1.1)
+made_by_ten_uses()
+assert made_by_ten_uses() == 0
