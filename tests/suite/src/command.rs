@@ -7,18 +7,21 @@ use crate::{
     tests,
 };
 use anyhow::{Result, ensure};
-use harness::Vm;
+use harness::{Options, Source, Vm};
 
 tests! {
     get_prints_the_generation
     what_is_wrong_is_said
+    wait_ends_only_with_what_was_asked_for
+    wait_refuses_what_a_source_cannot_promise
+    status_says_why_not
     watch_tells_of_each_restore
     watch_runs_a_command
     a_lesser_source_is_said
 }
 
 /// Runs a script: its exit status, what it prints, and what it complains of.
-fn run(vm: &Vm, script: &str) -> Result<(u8, String, String)> {
+pub fn run(vm: &Vm, script: &str) -> Result<(u8, String, String)> {
     let output = vm.exec(["sh", "-c", script])?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     Ok((
@@ -28,7 +31,7 @@ fn run(vm: &Vm, script: &str) -> Result<(u8, String, String)> {
     ))
 }
 
-fn expect(vm: &Vm, script: &str, status: u8, stdout: &str, stderr: &str) -> Result<()> {
+pub fn expect(vm: &Vm, script: &str, status: u8, stdout: &str, stderr: &str) -> Result<()> {
     let got = run(vm, script)?;
     ensure!(
         got.0 == status && got.1 == stdout && got.2.contains(stderr),
@@ -42,7 +45,7 @@ fn expect(vm: &Vm, script: &str, status: u8, stdout: &str, stderr: &str) -> Resu
 fn get_prints_the_generation(context: &Context) -> Result<()> {
     let mut vm = context.boot(genctr(42))?;
     expect(&vm, "vmgenid get", 0, "42", "")?;
-    let json = r#"{"source":"vmgenid","generation":42}"#;
+    let json = r#"{"source":"vmgenid","generation":"42"}"#;
     expect(&vm, "vmgenid get --json", 0, json, "")?;
     expect(&vm, "su nobody -c 'vmgenid get'", 0, "42", "")?;
     vm.set_genctr(u32::MAX)?;
@@ -64,8 +67,16 @@ fn what_is_wrong_is_said(context: &Context) -> Result<()> {
         ("vmgenid", 2, "Usage"),
         ("vmgenid get --device /dev/vmgenid", 2, "--source"),
         ("vmgenid get --source urandom", 2, "urandom"),
-        ("vmgenid watch --timeout -1", 2, "-1"),
-        ("vmgenid watch --timeout=-1", 1, "--timeout"),
+        ("vmgenid watch --timeout -1s", 2, "-1"),
+        ("vmgenid watch --timeout=-1s", 2, "--timeout"),
+        ("vmgenid watch --timeout 5", 2, "time unit needed"),
+        ("vmgenid wait", 2, "<--since <N>|--reseeded>"),
+        ("vmgenid wait --since x", 2, "--since"),
+        (
+            "vmgenid wait --reseeded >/dev/full",
+            1,
+            "cannot write to standard output",
+        ),
         (
             "vmgenid get --source vmgenid --device /nonexistent",
             1,
@@ -103,18 +114,127 @@ fn what_is_wrong_is_said(context: &Context) -> Result<()> {
 }
 
 /// Waits until `file` in the guest says something.
-fn says(vm: &Vm, file: &str, what: &str) -> Result<String> {
+pub fn says(vm: &Vm, file: &str, what: &str) -> Result<String> {
     wait(what, || {
-        let said = vm.shell(&format!("cat {file}"))?;
+        let said = vm.shell(&format!("cat {file} 2>/dev/null || true"))?;
         Ok(said.contains(what).then_some(said))
     })
+}
+
+/// Expect that `wait` succeeds in another generation, and with a reseeded kernel, and not otherwise.
+fn wait_ends_only_with_what_was_asked_for(context: &Context) -> Result<()> {
+    let mut vm = context.boot(genctr(42))?;
+    expect(&vm, "vmgenid wait --reseeded", 0, "42", "")?;
+    expect(&vm, "vmgenid wait --since 41", 0, "42", "")?;
+    let json = r#"{"source":"vmgenid","generation":"42","reseeded":true}"#;
+    expect(&vm, "vmgenid wait --reseeded --json --since 7", 0, json, "")?;
+    let late = "vmgenid wait --reseeded --since 42 --timeout 200ms";
+    expect(&vm, late, 4, "", "no restore in 200ms")?;
+
+    let wait = r#"vmgenid wait --reseeded --since 42 --json; echo "status $?""#;
+    vm.spawn(["sh", "-c", wait], "/tmp/wait")?;
+    vm.spawn(["sh", "-c", wait], "/tmp/gone")?;
+    vm.shell("sleep 1")?;
+    vm.snapshot(&"s".parse()?)?;
+    let clone = vm.clone_from(&"s".parse()?, Some(43), None)?;
+    let said = says(&clone, "/tmp/wait", "status 0")?;
+    let json = r#"{"source":"vmgenid","generation":"43","reseeded":true}"#;
+    ensure!(said.contains(json), "it says {said}");
+    let before = vm.shell("cat /tmp/wait")?;
+    ensure!(before.is_empty(), "without a restore it says {before}");
+
+    vm.shell(&format!("cd {}; echo *[:.]* >unbind", driver()))?;
+    let said = says(&vm, "/tmp/gone", "status 1")?;
+    ensure!(said.contains("was unbound"), "it says {said}");
+    expect(
+        &vm,
+        "vmgenid wait --reseeded",
+        3,
+        "",
+        "no generation counter",
+    )?;
+    vm.set_genctr(44)?;
+    Ok(())
+}
+
+/// Expect that no source is taken for more than it promises.
+fn wait_refuses_what_a_source_cannot_promise(context: &Context) -> Result<()> {
+    let mut options = Options {
+        source: Source::Vmclock,
+        no_module: true,
+        ..genctr(42)
+    };
+    let load = context.add_ptp_vmclock(&mut options);
+    let vm = context.boot(options)?;
+    vm.shell(&load)?;
+    let refused = "the source is vmclock0: it cannot promise that the kernel was reseeded";
+    expect(&vm, "vmgenid wait --reseeded --since 41", 5, "", refused)?;
+    let soon = "the kernel may be reseeded some milliseconds after";
+    expect(&vm, "vmgenid wait --since 41", 0, "42", soon)?;
+    let json = r#"{"source":"vmclock0","generation":"42","reseeded":false}"#;
+    expect(&vm, "vmgenid wait --since 41 --json", 0, json, soon)?;
+
+    vm.shell("insmod /vmgenid.ko sysgenid=1")?;
+    let source = "vmgenid wait --source sysgenid --reseeded";
+    let refused = "the source is sysgenid: it cannot promise";
+    expect(&vm, source, 5, "", refused)?;
+    // It changes after the reseed: the change is the promise.
+    let late = "a restore is seen some milliseconds late";
+    expect(&vm, &format!("{source} --since 0"), 0, "1", late)
+}
+
+/// Expect that `status` names the cause, and that its exit status tells whether there is a source.
+fn status_says_why_not(context: &Context) -> Result<()> {
+    let status = |vm: &Vm, script: &str, code: u8, lines: &[&str]| -> Result<()> {
+        let got = run(vm, script)?;
+        let all = lines
+            .iter()
+            .all(|line| got.1.lines().any(|got| got.contains(line)));
+        ensure!(
+            got.0 == code && all,
+            "{script}: expected {code}, {lines:?}: {got:?}"
+        );
+        Ok(())
+    };
+    let vm = context.boot(genctr(42))?;
+    let name = harness::kernel::driver(&harness::kernel::default());
+    let fine = [
+        &format!("module: {name}"),
+        "/dev/vmgenid (mode 0444): generation 42, a read is a barrier",
+        "/dev/vmclock0: No such file",
+        "used: vmgenid",
+        "renewed: unknown: there is no /var/lib/vmgenid/renewed",
+    ];
+    status(&vm, "vmgenid status", 0, &fine)?;
+    let json = r#""source":"vmgenid","sources":[{"source":"vmgenid","path":"/dev/vmgenid","mode":"0444","generation":"42","barrier":true"#;
+    status(&vm, "vmgenid status --json", 0, &[json])?;
+    status(
+        &vm,
+        "chmod 0 /dev/vmgenid; su nobody -c 'vmgenid status'",
+        3,
+        &["/dev/vmgenid (mode 0000): Permission denied", "used: none"],
+    )?;
+    status(
+        &vm,
+        &format!("rmmod {name}; vmgenid status"),
+        3,
+        &["module: not loaded: modprobe", "/dev/vmgenid: No such file"],
+    )?;
+    let vm = context.boot(Options {
+        no_device: true,
+        no_module: true,
+        genctr: None,
+        ..Options::default()
+    })?;
+    let none = "module: not loaded: the hypervisor gives this machine no generation ID";
+    status(&vm, "vmgenid status", 3, &[none])
 }
 
 fn watch_tells_of_each_restore(context: &Context) -> Result<()> {
     let mut vm = context.boot(genctr(42))?;
     vm.spawn(["vmgenid", "watch"], "/tmp/plain")?;
     vm.spawn(["vmgenid", "watch", "--json"], "/tmp/json")?;
-    let timeout = "vmgenid watch --timeout 0.2";
+    let timeout = "vmgenid watch --timeout 200ms";
     expect(&vm, timeout, 0, "", "watching vmgenid, generation 42")?;
     for file in ["/tmp/plain", "/tmp/json"] {
         says(&vm, file, "watching vmgenid, generation 42")?;
@@ -123,14 +243,14 @@ fn watch_tells_of_each_restore(context: &Context) -> Result<()> {
     // Restores of one snapshot, and one of another one: each says what it saw.
     vm.snapshot(&"first".parse()?)?;
     let mut clone = vm.clone_from(&"first".parse()?, Some(50), None)?;
-    let lines = ["restored: generation 42 -> 50", r#""from":42,"to":50}"#];
+    let lines = ["restored: generation 42 -> 50", r#""from":"42","to":"50"}"#];
     says(&clone, "/tmp/plain", lines[0])?;
     says(&clone, "/tmp/json", lines[1])?;
     clone.snapshot(&"second".parse()?)?;
     let second = clone.clone_from(&"second".parse()?, Some(60), None)?;
     let said = says(&second, "/tmp/plain", "restored: generation 50 -> 60")?;
     ensure!(said.lines().count() == 3, "it says {said}");
-    let said = says(&second, "/tmp/json", r#""from":50,"to":60}"#)?;
+    let said = says(&second, "/tmp/json", r#""from":"50","to":"60"}"#)?;
     for line in said.lines().skip(1) {
         ensure!(
             line.starts_with(r#"{"source":"vmgenid","time":"#) && line.ends_with('}'),
@@ -158,7 +278,7 @@ fn watch_runs_a_command(context: &Context) -> Result<()> {
     let killed = r#"vmgenid watch --once --exec 'kill -9 $$'; echo "status $?""#;
     vm.spawn(["sh", "-c", killed], "/tmp/killed")?;
     // Nobody listens: it is run all the same.
-    let full = "vmgenid watch --timeout 1e19 --exec 'echo ran >/tmp/full.ran' >/dev/full";
+    let full = "vmgenid watch --timeout 1000years --exec 'echo ran >/tmp/full.ran' >/dev/full";
     vm.spawn(["sh", "-c", full], "/tmp/full")?;
     for file in ["/tmp/exec", "/tmp/once", "/tmp/killed", "/tmp/full"] {
         says(&vm, file, "watching vmgenid, generation 42")?;
@@ -183,17 +303,17 @@ fn watch_runs_a_command(context: &Context) -> Result<()> {
 
 /// The kernel's own counter, which is late.
 fn a_lesser_source_is_said(context: &Context) -> Result<()> {
-    let options = harness::Options {
+    let options = Options {
         no_module: true,
         no_genctr: true,
-        ..harness::Options::default()
+        ..Options::default()
     };
     let mut vm = context.boot(options)?;
     vm.shell("insmod /vmgenid.ko sysgenid=1")?;
     let late = "the source is sysgenid: a restore is seen some milliseconds late";
     // The first ID counts, too.
     expect(&vm, "vmgenid get", 0, "1", late)?;
-    let json = r#"{"source":"sysgenid","generation":1}"#;
+    let json = r#"{"source":"sysgenid","generation":"1"}"#;
     expect(&vm, "vmgenid get --json", 0, json, late)?;
 
     // It needs no counter of the hypervisor's.

@@ -31,6 +31,7 @@ mod poll;
 mod promises;
 mod python;
 mod qemu;
+mod renewal;
 mod reports;
 mod reseeds;
 mod results;
@@ -104,6 +105,7 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
         poll::TESTS,
         python::TESTS,
         qemu::TESTS,
+        renewal::TESTS,
         sleep::TESTS,
         starved::TESTS,
         stepper::TESTS,
