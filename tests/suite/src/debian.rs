@@ -22,6 +22,8 @@ tests! {
     a_user_reads_maps_and_polls (30 min)
     vmclock_is_for_every_user_if_wanted (30 min)
     a_reboot_brings_the_device_back (30 min)
+    the_identity_is_renewed_once_in_each_clone (30 min)
+    a_service_that_is_stopped_or_fails_loses_no_restore (30 min)
     no_look_is_stale_and_no_draw_is_twice (30 min)
     draws_after_the_barrier_differ_in_every_clone (30 min)
     upgrade_removal_and_reinstall_leave_nothing (30 min)
@@ -252,9 +254,153 @@ fn a_reboot_brings_the_device_back(context: &Context) -> Result<()> {
     await_node(&vm, "/dev/vmgenid")?;
     let counter = as_nobody(&vm, "vmgenid get")?;
     ensure!(counter == "42", "after the reboot: {counter}");
+    await_watcher(&vm)?;
+    no_unit_failed(&vm)
+}
+
+fn no_unit_failed(vm: &Vm) -> Result<()> {
     let failed = vm.shell("systemctl --failed --no-legend")?;
     ensure!(failed.is_empty(), "units failed: {failed}");
     Ok(())
+}
+
+/// Waits until a script succeeds. `log` is what to look at if it does not.
+fn until(vm: &Vm, script: &str, log: &str) -> Result<()> {
+    let until = format!("timeout 600 sh -c 'until {script}; do sleep 1; done' >/dev/null 2>&1");
+    let (done, _) = said(vm, &until)?;
+    ensure!(done, "{script}: {}", said(vm, log)?.1);
+    Ok(())
+}
+
+const UNITS: &str = "vmgenid status; journalctl --no-pager --merge -b -u 'vmgenid*'";
+
+/// udev starts the watcher, and the watcher tells systemd when it watches.
+fn await_watcher(vm: &Vm) -> Result<()> {
+    let active =
+        "systemctl is-active vmgenid-watch.service && systemctl is-active vmgenid-renew.path";
+    until(vm, active, UNITS)
+}
+
+/// Waits until all hooks have run in this generation.
+fn await_renewed(vm: &Vm, generation: u32) -> Result<()> {
+    let renewed = format!("vmgenid status | grep -qx \"renewed: yes, generation {generation}\"");
+    until(vm, &renewed, UNITS)
+}
+
+/// Adds hooks: the examples, one that writes down that it ran, and a unit that does.
+const ADD_HOOKS: &str = r#"
+    cd /etc/vmgenid/restored.d
+    ln -s /usr/share/vmgenid/hooks/* .
+    printf '#!/bin/sh\necho hook $VMGENID_FROM $VMGENID_TO >>/root/ran\n' >50-write
+    chmod +x 50-write
+    cp 50-write 50-write~
+    printf '%s\n' '[Service]' Type=oneshot "ExecStart=/bin/sh -c 'echo unit >>/root/ran'" \
+        '[Install]' WantedBy=vmgenid-restored.target >/etc/systemd/system/after-restore.service
+    systemctl -q daemon-reload && systemctl -q enable after-restore.service"#;
+
+/// What an administrator sees of a machine's identity.
+const IDENTITY: &str = "cat /etc/machine-id /etc/ssh/ssh_host_*_key.pub";
+
+/// Expect that each clone has a machine ID and SSH host keys of its own after the restore, that each hook
+/// and each unit of vmgenid-restored.target runs once, and that the watcher can do nothing but that.
+fn the_identity_is_renewed_once_in_each_clone(context: &Context) -> Result<()> {
+    let mut vm = boot(context, with_module(context)?)?;
+    await_watcher(&vm)?;
+    await_renewed(&vm, 42)?;
+    succeeds(&vm, ADD_HOOKS)?;
+    let exposure = "systemd-analyze security --no-pager --threshold=20 vmgenid-watch.service";
+    let security = succeeds(&vm, exposure)?;
+    eprintln!("{}", security.lines().last().unwrap_or_default());
+    let user = vm.shell("ps -o user= -C vmgenid")?;
+    ensure!(
+        user.trim() != "root" && user.lines().count() == 1,
+        "it runs as {user}"
+    );
+    let mut seen: BTreeSet<String> = lines(&vm, IDENTITY)?.into_iter().collect();
+    let count = seen.len();
+    ensure!(count >= 4, "machine ID and host keys: {seen:?}");
+
+    let renewed = |vm: &Vm, generation: u32, seen: &mut BTreeSet<String>, ran: &[String]| {
+        await_renewed(vm, generation)?;
+        let before = seen.len();
+        seen.extend(lines(vm, IDENTITY)?);
+        ensure!(
+            seen.len() == before + count,
+            "in clone {generation} there are {seen:?}"
+        );
+        // The server that runs has the new key.
+        let new = vm.shell("cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub")?;
+        let served = vm.shell("ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null")?;
+        ensure!(served.contains(new.trim()), "served: {served}, new: {new}");
+        // Nothing more comes.
+        vm.shell("sleep 2")?;
+        let got = lines(vm, "cat /root/ran")?;
+        ensure!(got == ran, "in clone {generation} ran {got:?}, not {ran:?}");
+        no_unit_failed(vm)
+    };
+    vm.snapshot(&"first".parse()?)?;
+    for value in [50, 51] {
+        let mut clone = vm.clone_from(&"first".parse()?, Some(value), None)?;
+        let mut ran = vec![format!("hook 42 {value}"), "unit".into()];
+        renewed(&clone, value, &mut seen, &ran)?;
+        if value == 50 {
+            // A start of the watcher without a restore; a clone of a clone.
+            clone.shell("systemctl restart vmgenid-watch.service")?;
+            clone.snapshot(&"second".parse()?)?;
+            let second = clone.clone_from(&"second".parse()?, Some(60), None)?;
+            ran.extend(["hook 50 60".into(), "unit".into()]);
+            renewed(&second, 60, &mut seen, &ran)?;
+        }
+    }
+    let still = said(&vm, "cat /root/ran")?.1;
+    ensure!(
+        still.contains("No such file"),
+        "without a restore ran {still}"
+    );
+    Ok(())
+}
+
+/// Expect that a restore is found whatever happens to the units: the watcher is killed, or stopped, or a
+/// hook fails. Expect that a hook that fails is shown.
+fn a_service_that_is_stopped_or_fails_loses_no_restore(context: &Context) -> Result<()> {
+    let mut vm = boot(context, with_module(context)?)?;
+    await_watcher(&vm)?;
+    await_renewed(&vm, 42)?;
+    succeeds(&vm, ADD_HOOKS)?;
+    vm.shell("rm /etc/vmgenid/restored.d/[1-4]*")?;
+
+    vm.shell("systemctl stop vmgenid-watch.service")?;
+    vm.set_genctr(43)?;
+    vm.shell("sleep 1; systemctl start vmgenid-watch.service")?;
+    await_renewed(&vm, 43)?;
+    vm.shell("systemctl kill -s STOP vmgenid-watch.service")?;
+    vm.set_genctr(44)?;
+    vm.shell("systemctl kill -s KILL vmgenid-watch.service")?;
+    await_renewed(&vm, 44)?;
+
+    vm.shell(
+        r"cd /etc/vmgenid/restored.d
+        printf '#!/bin/sh\ntest -e /root/ok\n' >60-fails
+        chmod +x 60-fails
+        mkdir -p /run/systemd/system/vmgenid-renew.service.d
+        printf '%s\n' '[Service]' ExecStart= \
+            'ExecStart=/usr/bin/vmgenid renew --tries 2 /etc/vmgenid/restored.d' \
+            >/run/systemd/system/vmgenid-renew.service.d/tries.conf
+        systemctl daemon-reload",
+    )?;
+    vm.set_genctr(45)?;
+    until(&vm, "systemctl is-failed vmgenid-renew.service", UNITS)?;
+    let status = said(&vm, "vmgenid status")?.1;
+    one_line(&status, "60-fails: exit status: 1")?;
+    one_line(&status, "renewed: no, generation 45")?;
+    // The next boot tries again, although the counter is the same.
+    vm.reboot("touch /root/ok; systemctl reboot")?;
+    await_watcher(&vm)?;
+    await_renewed(&vm, 45)?;
+    let ran = lines(&vm, "grep hook /root/ran")?;
+    let expected = ["hook 42 43", "hook 43 44", "hook 44 45"];
+    ensure!(ran == expected, "ran {ran:?}");
+    no_unit_failed(&vm)
 }
 
 fn no_look_is_stale_and_no_draw_is_twice(context: &Context) -> Result<()> {
@@ -266,16 +412,19 @@ fn draws_after_the_barrier_differ_in_every_clone(context: &Context) -> Result<()
 }
 
 fn upgrade_removal_and_reinstall_leave_nothing(context: &Context) -> Result<()> {
-    let vm = boot(context, with_module(context)?)?;
+    let mut vm = boot(context, with_module(context)?)?;
     await_node(&vm, "/dev/vmgenid")?;
+    await_watcher(&vm)?;
 
-    succeeds(&vm, &format!("{APT} install {PACKAGES}/deb-next/*.deb"))?;
+    let all = succeeds(&vm, &format!("{APT} install {PACKAGES}/deb-next/*.deb"))?;
+    ensure!(!all.contains("is in use"), "the module is pinned: {all}");
     let versions = lines(&vm, "dkms status; ls -d /usr/src/vmgenid-*")?;
     ensure!(
         versions.len() == 2 && versions.iter().all(|line| line.contains("99.0")),
         "after the upgrade: {versions:?}"
     );
     await_node(&vm, "/dev/vmgenid")?;
+    await_watcher(&vm)?;
 
     succeeds(&vm, &format!("{APT} remove vmgenid-dkms"))?;
     let there = "cat /proc/modules | grep vmgen; ls -d /dev/vmgenid /usr/src/vmgenid-* \
@@ -283,8 +432,12 @@ fn upgrade_removal_and_reinstall_leave_nothing(context: &Context) -> Result<()> 
     let left = vm.shell(there)?;
     ensure!(left.is_empty(), "after the removal: {left}");
 
+    // A restore while there is no module.
+    vm.set_genctr(43)?;
     succeeds(&vm, &format!("{APT} install {PACKAGES}/deb/*.deb"))?;
     await_node(&vm, "/dev/vmgenid")?;
+    await_watcher(&vm)?;
+    await_renewed(&vm, 43)?;
 
     succeeds(&vm, &format!("{APT} purge vmgenid-dkms vmgenid"))?;
     let before: BTreeSet<_> = lines(&vm, "cat /root/files")?.into_iter().collect();
