@@ -529,7 +529,9 @@ fn what_is_wrong_is_said(context: &Context) -> Result<()> {
         done
         sed -i 's/^CONFIG_RUSTC_VERSION_TEXT=.*/CONFIG_RUSTC_VERSION_TEXT=\"rustc 1.99.0\"/' /tmp/compiler/.config
         sed -i 's/^CONFIG_RUST=y/# CONFIG_RUST is not set/' /tmp/rust/.config
-        echo >>/tmp/other/.config",
+        echo >>/tmp/other/.config
+        cp -r /var/cache/vmgenid-dkms/$release /tmp/damaged
+        printf x >>/tmp/damaged/rust/libkernel.rmeta",
     )?;
     let tools = "cd /usr/src/vmgenid-*/packaging; release=$(uname -r); \
         headers=/lib/modules/$release/build;";
@@ -549,6 +551,10 @@ fn what_is_wrong_is_said(context: &Context) -> Result<()> {
         (
             "./rust-metadata --check /tmp/other /var/cache/vmgenid-dkms/$release",
             "was made for another kernel or compiler: it does not say \"config ",
+        ),
+        (
+            "./rust-metadata --check $headers /tmp/damaged",
+            "the files in /tmp/damaged are not those that were compiled",
         ),
         (
             "./rust-metadata $headers /usr/src /tmp/out 7.3.3-1",
