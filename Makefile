@@ -101,7 +101,7 @@ help:
 	@echo  '  mutants         - break one line of the driver or of the QEMU series after the other: a'
 	@echo  '                    test has to notice each'
 	@echo  '  bench           - measure the driver beside its peers; writes Documentation/bench'
-	@echo  '  deb             - the packages vmgenid-dkms and vmgenid, in out/deb'
+	@echo  '  deb             - the packages vmgenid-dkms, vmgenid and libvmgenid-dev, in out/deb'
 	@echo  '  test-debian     - install them in Debian guests, with Debian'"'"'s own kernel'
 	@echo  '  check           - formatting, lints, checkpatch'
 	@echo  '  vm              - a shell in a guest that has /dev/vmgenid'

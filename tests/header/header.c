@@ -7,6 +7,10 @@
 
 #include <stdlib.h>
 
+#if VMGENID_VERSION < VMGENID_MAKE_VERSION(0, 1, 0) || VMGENID_VERSION >= VMGENID_MAKE_VERSION(1, 0, 0)
+#error "the macros are not those of version 0"
+#endif
+
 #define same(got, expected) same_at(__LINE__, #got, (long long)(got), (long long)(expected))
 
 static void same_at(int line, const char *what, long long got, long long expected)

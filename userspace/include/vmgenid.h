@@ -67,6 +67,21 @@
 #include <time.h>
 #include <unistd.h>
 
+/*
+ * The version of this header. VMGENID_VERSION can be compared in #if:
+ *
+ *	#if VMGENID_VERSION < VMGENID_MAKE_VERSION(0, 1, 0)
+ *	#error "vmgenid.h is too old"
+ *	#endif
+ */
+#define VMGENID_VERSION_MAJOR 0
+#define VMGENID_VERSION_MINOR 1
+#define VMGENID_VERSION_PATCH 0
+#define VMGENID_VERSION_STRING "0.1.0"
+#define VMGENID_MAKE_VERSION(major, minor, patch) ((major) * 1000000 + (minor) * 1000 + (patch))
+#define VMGENID_VERSION \
+	VMGENID_MAKE_VERSION(VMGENID_VERSION_MAJOR, VMGENID_VERSION_MINOR, VMGENID_VERSION_PATCH)
+
 #if !defined(O_CLOEXEC) || !defined(CLOCK_MONOTONIC)
 #error "vmgenid.h needs POSIX.1-2008: -std=gnu99, or -D_POSIX_C_SOURCE=200809L"
 #endif
