@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The header, by a program that includes it; and what the crate's generators
-//! give in clones of one snapshot that was taken in the middle of their output.
+//! The header, by a program that includes it; what the crate's generators give in
+//! clones of one snapshot that was taken in the middle of their output; the crate's
+//! examples.
 
 use crate::{
     Trial,
@@ -14,7 +15,7 @@ use crate::{
     tests,
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use harness::{Options, Vm};
+use harness::{Add, Options, Vm};
 use std::{
     collections::{BTreeMap, BTreeSet},
     str::FromStr,
@@ -23,6 +24,7 @@ use std::{
 tests! {
     no_clone_continues_the_stream_of_another (20 min)
     without_the_device_clones_repeat_themselves
+    no_clone_continues_an_example_as_another
 }
 
 /// The header's tests, in processes of 64 and of 32 bits, share a guest.
@@ -224,5 +226,78 @@ fn without_the_device_clones_repeat_themselves(context: &Context) -> Result<()> 
         !refused.status.success() && said.contains("no generation counter"),
         "who asks for a counter is told: {said}"
     );
+    Ok(())
+}
+
+/// A generator that does not detect restores.
+const UNGUARDED: &str =
+    "exec awk 'BEGIN { srand(1); for (;;) { print rand(); fflush(); system(\"sleep 1\") } }'";
+
+/// Expect that examples of the crate print different lines in each clone, that an unguarded generator
+/// prints the same ones, and that the example for tokio prints the new generation.
+fn no_clone_continues_an_example_as_another(context: &Context) -> Result<()> {
+    let add = |name| Add {
+        host: context.program(&format!("examples/{name}")),
+        guest: format!("/bin/example-{name}"),
+    };
+    let options = Options {
+        add: ["rand", "uuid_pool", "tokio"].map(add).into(),
+        ..two_cpus()
+    };
+    let mut vm = context.boot(options)?;
+    await_random(&vm)?;
+    vm.spawn(["example-tokio"], "/tmp/tokio")?;
+    let programs = [
+        ("/tmp/rand", "exec example-rand"),
+        ("/tmp/uuid_pool", "exec example-uuid_pool"),
+        ("/tmp/unguarded", UNGUARDED),
+    ];
+    let printed = |vm: &Vm, log: &str, at_least| {
+        wait(log, || {
+            let lines = vm.shell(&format!("cat {log}"))?;
+            let lines: Vec<_> = lines.lines().map(str::to_owned).collect();
+            Ok((lines.len() >= at_least).then_some(lines))
+        })
+    };
+    let mut stopped = Vec::new();
+    for (log, program) in programs {
+        let pid = vm.spawn(["sh", "-c", program], log)?;
+        printed(&vm, log, 2)?;
+        // So it is known which lines come after the restore.
+        vm.shell(&format!("kill -STOP {pid}"))?;
+        stopped.push((log, pid, printed(&vm, log, 2)?.len()));
+    }
+    let first = printed(&vm, "/tmp/tokio", 1)?;
+    ensure!(
+        first == [format!("generation {FIRST}")],
+        "tokio says {first:?}"
+    );
+    vm.snapshot(&"s".parse()?)?;
+
+    let mut clones = Vec::new();
+    for value in [FIRST + 1, FIRST + 2] {
+        let clone = vm.clone_from(&"s".parse()?, Some(value), None)?;
+        let second = printed(&clone, "/tmp/tokio", 2)?;
+        ensure!(
+            second[1..] == [format!("restored: generation {value}")],
+            "tokio says {second:?} in clone {value}"
+        );
+        let mut after = BTreeMap::new();
+        for (log, pid, before) in &stopped {
+            clone.shell(&format!("kill -CONT {pid}"))?;
+            let lines = printed(&clone, log, before + 3)?;
+            after.insert(*log, lines[*before..before + 3].to_vec());
+        }
+        clones.push(after);
+    }
+    for (log, _) in programs {
+        let [one, other] = [0, 1].map(|n| &clones[n][log]);
+        let common = one.iter().filter(|line| other.contains(line)).count();
+        let expected = if log == "/tmp/unguarded" { 3 } else { 0 };
+        ensure!(
+            common == expected,
+            "{log}: {common} lines of {one:?} are in {other:?}, not {expected}"
+        );
+    }
     Ok(())
 }
