@@ -35,6 +35,7 @@ mod renewal;
 mod reports;
 mod reseeds;
 mod results;
+mod samples;
 mod shared;
 mod sleep;
 mod starved;
@@ -98,6 +99,7 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
         input::TESTS,
         kunit::TESTS,
         library::TESTS,
+        samples::TESTS,
         lifecycle::TESTS,
         matrix::TESTS,
         microvm::TESTS,
