@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# The module, for any kernel, as every out-of-tree module is built; below that,
-# what this project does with it in a virtual machine.
+# The module, for any kernel, as every out-of-tree module is built. Below that: the
+# commands that use virtual machines.
 
 KDIR ?= /lib/modules/$(shell uname -r)/build
 
-# Kbuild takes the rest (LLVM=, CLIPPY=, V=, INSTALL_MOD_PATH=, ...) from the
-# command line by itself.
+# Kbuild takes the rest (LLVM=, CLIPPY=, V=, INSTALL_MOD_PATH=, ...) from the command
+# line.
 kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR)
 
 modules: kdir-has-rust
@@ -15,7 +15,7 @@ modules: kdir-has-rust
 modules_install clean rust-analyzer:
 	+$(kbuild) $@
 
-# Kbuild's own messages for these are long, and about something else.
+# Kbuild's own messages for these errors are long, and misleading.
 kdir-has-rust:
 	@test -e $(KDIR)/Makefile || { echo >&2 \
 	"make: no kernel build folder $(KDIR): install your kernel's headers, or say KDIR=FOLDER"; exit 1; }
@@ -26,8 +26,8 @@ kdir-has-rust:
 	@grep -qs '^CONFIG_VMGENID=' $(KDIR)/include/config/auto.conf || { echo >&2 \
 	"make: the kernel in $(KDIR) was configured without CONFIG_VMGENID: nothing reseeds it when the generation ID changes"; exit 1; }
 
-# Everything that a virtual machine needs: a guest kernel, QEMU, the module for
-# that kernel, the programs. What is there already is not built again.
+# Everything that a virtual machine needs: a guest kernel, QEMU, the module for that
+# kernel, the programs. Complete parts are not built again.
 KERNEL ?= $(or $(VMGENID_KERNEL),tiny)
 
 prepare:
@@ -36,7 +36,7 @@ prepare:
 	@scripts/module $(KERNEL)
 	@scripts/userspace
 
-# What a demo needs, and no more: Debian's own kernel, which is not built.
+# Only the parts that a demo needs. Its kernel is Debian's own, which is not built.
 prepare-demo:
 	@scripts/buildroot
 	+@$(MAKE) --no-print-directory -j2 prepare-qemu prepare-debian-kernel
@@ -65,7 +65,7 @@ ifeq ($(KERNEL),tiny)
 	@VMGENID_KERNEL=builtin scripts/test
 endif
 
-# The same tests where the kernel watches itself; see scripts/test.
+# The same tests in kernels with checkers; see scripts/test.
 test-debug:
 	@VMGENID_KERNEL=debug scripts/test
 	@VMGENID_KERNEL=kcsan scripts/test
@@ -76,8 +76,8 @@ distclean:
 	+@test ! -e $(KDIR)/Makefile || $(MAKE) --no-print-directory clean
 	rm -rf out
 
-# The packages, and what they do in a whole Debian guest.
-demo check soak stepper bench deb test-debian mutants prune:
+# The other commands, each a script.
+demo check docs soak stepper bench deb test-debian mutants prune:
 	@scripts/$@
 
 help:
@@ -103,11 +103,12 @@ help:
 	@echo  '  bench           - measure the driver beside its peers; writes Documentation/bench'
 	@echo  '  deb             - the packages vmgenid-dkms, vmgenid and libvmgenid-dev, in out/deb'
 	@echo  '  test-debian     - install them in Debian guests, with Debian'"'"'s own kernel'
-	@echo  '  check           - formatting, lints, checkpatch'
+	@echo  '  docs            - the site, in out/docs, and a look at each page in a browser'
+	@echo  '  check           - formatting, lints, checkpatch, words, licences'
 	@echo  '  vm              - a shell in a guest that has /dev/vmgenid'
 	@echo  '  prepare         - only build'
 	@echo  '  prune           - remove from the cache what no checkout has used for 14 days'
 	@echo  '  distclean       - clean, and remove out/'
 	@echo  '  KERNEL=NAME     - of vm, prepare, test: tests/kernel/NAME.config [$(KERNEL)]'
 
-.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-demo prepare-qemu prepare-kernel prepare-debian-kernel vm demo test test-debug test-debian deb soak stepper mutants bench check prune distclean help
+.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-demo prepare-qemu prepare-kernel prepare-debian-kernel vm demo docs test test-debug test-debian deb soak stepper mutants bench check prune distclean help

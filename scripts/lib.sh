@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
 #
-# What the scripts in this folder share: where the cache is, how a step is
-# logged, how a result is put in place in one step, and how a command is run
-# inside the build root.
+# Functions for the scripts in this folder: the place of the cache, the log of a step,
+# results that appear in one step, and commands inside the build root.
 #
-# A result is a folder $cache/NAME-KEY, where KEY is a hash of everything that
-# it was made from. It is made in NAME-KEY.tmp and renamed when it is complete;
-# whatever is found half made is thrown away. So a folder that has its final
-# name is finished, whatever happened before.
+# A result is a folder $cache/NAME-KEY, where KEY is a hash of everything that it was made
+# from. It is made in NAME-KEY.tmp and renamed when it is complete. Incomplete folders are
+# removed. So a folder with its final name is complete, also after an interrupted build.
 
 set -euo pipefail
 
@@ -34,7 +32,8 @@ case $top$cache in
 *[[:space:]]*) die "kbuild takes no path with a space in it: move the checkout ($top), or set XDG_CACHE_HOME ($cache)" ;;
 esac
 
-# Links to what this checkout uses of the cache. Another checkout may use something else.
+# Links to the folders of the cache that this checkout uses. Another checkout may use
+# others.
 links=$top/out/links
 mkdir -p "$links" 2>/dev/null || die "cannot create $links: the checkout has to be writable"
 
@@ -58,8 +57,8 @@ space() {
 		die "$2 needs $1 GiB in $cache, $((free / 1024 / 1024)) GiB are free: make room, or set XDG_CACHE_HOME to another disk"
 }
 
-# lock NAME: one build of NAME at a time. It is held until this script, and all
-# that it started, has ended; who has it already goes on.
+# lock NAME: one build of NAME at a time. It is held until this script, and all that it
+# started, has ended. A script that holds it continues.
 declare -A locked=()
 lock() {
 	local fd
@@ -78,9 +77,8 @@ steps() {
 	export VMGENID_STEPS VMGENID_START
 }
 
-# step LABEL LOG COMMAND...: runs COMMAND with its output in LOG, shows that it
-# goes on, and says what went wrong if it fails. What took less than
-# $quiet_below seconds is no news.
+# step LABEL LOG COMMAND...: runs COMMAND with its output in LOG, shows its progress, and
+# prints the error if it fails. A step of less than $quiet_below seconds prints nothing.
 step() {
 	local label=$1 log=$2 start=$SECONDS pid rc=0 shown=0 last number
 	shift 2
@@ -105,7 +103,7 @@ step() {
 	wait "$pid" || rc=$?
 	trap - INT TERM HUP
 	if [ "$rc" -ne 0 ]; then
-		# The log outlives the half-made folder that it may lie in.
+		# The log may be in the incomplete folder, which is removed.
 		cp "$log" "$cache/failed.log" 2>/dev/null || true
 		grep -q 'No space left on device' "$log" &&
 			die "$label: the disk is full: make room in $cache (or in /var/tmp) and run the same command again"
@@ -117,13 +115,13 @@ step() {
 	[ $((SECONDS - start)) -lt "${quiet_below:-0}" ] || say "  $label: done in $((SECONDS - start)) s$(elapsed)"
 }
 
-# How long all steps together have taken so far.
+# The time of all steps so far.
 elapsed() {
 	[ -z "${VMGENID_START-}" ] || printf ', all: %d s' $(($(date +%s) - VMGENID_START))
 }
 
-# fresh FOLDER: an empty FOLDER.tmp. Whatever earlier runs left half made of
-# its kind goes, also under other keys.
+# fresh FOLDER: an empty FOLDER.tmp. Incomplete folders of its kind are removed, also
+# those with other keys.
 fresh() {
 	rm -rf "${1%-*}"-????????????.tmp
 	mkdir -p "$1.tmp"
@@ -176,13 +174,26 @@ bootstrap() {
 	rm -rf "$temp"
 }
 
-# Where cargo builds. Each checkout has a folder of its own: cargo tells packages
-# apart by their paths within the workspace, and what another checkout built
-# there later than our last change would count as ours.
+# make_tools FOLDER: a second, small root in FOLDER/root, with $packages (and commas between them).
+make_tools() {
+	bootstrap "$1/root.tar" "$packages"
+	mkdir "$1/root"
+	tar -C "$1/root" --no-same-owner --exclude='./dev/*' -xf "$1/root.tar"
+	rm "$1/root.tar"
+	# Mount points for the host's own.
+	: >"$1/root/etc/resolv.conf"
+	: >"$1/root/etc/hosts"
+	mkdir -p "$1/root/etc/ssl/certs"
+	: >"$1/root/etc/ssl/certs/ca-certificates.crt"
+}
+
+# Where cargo builds. Each checkout has a folder of its own: cargo tells packages apart by
+# their paths within the workspace, and would take a later build of another checkout for
+# ours.
 target=$cache/target-$(hash "$top")
 
-# inside COMMAND...: runs COMMAND in the build root (or in that of the folder
-# $inside), with the cache and the checkout at the places where they are outside.
+# inside COMMAND...: runs COMMAND in the build root (or in that of the folder $inside),
+# with the cache and the checkout at the same paths as outside.
 inside() {
 	local root=${inside:-$links/buildroot}/root dir var cargo args=()
 	for dir in "$root"/usr/*/; do
