@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Notice that the virtual machine was restored from a snapshot, before anything
- * that is cached is used twice: random number generators, UUIDs, nonces.
+ * Detect that the virtual machine was restored from a snapshot, before cached data
+ * is used twice: the state of random number generators, UUIDs, nonces.
  *
  *	static struct vmgenid v;
  *	static uint64_t seeded_at;
@@ -43,8 +43,8 @@
  * before the check. A process that sees the change and reseeds from the kernel
  * without the barrier gets the same bytes in every clone for some milliseconds.
  *
- * Nothing here notices fork(): see MADV_WIPEONFORK in madvise(2). A child may use
- * the struct vmgenid that it inherited.
+ * This header does not detect fork(): see MADV_WIPEONFORK in madvise(2). A child may
+ * use the struct vmgenid that it inherited.
  *
  * C99 and C++, on Linux, with POSIX.1-2008: -std=gnu99, or
  * -D_POSIX_C_SOURCE=200809L. Nothing is allocated. Errors are negative errno
@@ -90,18 +90,18 @@
 extern "C" {
 #endif
 
-/* Which device tells that the machine was restored. */
+/* The device that reports restores. */
 enum vmgenid_source {
 	/*
-	 * /dev/vmgenid. It changes before the first instruction after the restore,
-	 * and has the barrier.
+	 * /dev/vmgenid. The counter changes before the first instruction after the
+	 * restore. This device has the barrier.
 	 */
 	VMGENID_SOURCE_VMGENID,
 	/*
-	 * /dev/vmclock0, where its page has VMCLOCK_FLAG_VM_GEN_COUNTER_PRESENT. As
-	 * early, but there is no barrier: in the first milliseconds, the kernel's
-	 * random bytes can be the same in other clones. Keep nothing that was seeded
-	 * within a second of a change.
+	 * /dev/vmclock0, where its page has VMCLOCK_FLAG_VM_GEN_COUNTER_PRESENT. It
+	 * changes as early, but there is no barrier: in the first milliseconds, the
+	 * kernel's random bytes can be the same in other clones. Callers must not keep
+	 * data that was seeded within a second of a change.
 	 */
 	VMGENID_SOURCE_VMCLOCK,
 	/*
@@ -122,7 +122,7 @@ struct vmgenid {
 	enum vmgenid_source source;
 };
 
-/* How much of the page is mapped, in bytes. */
+/* The size of the mapping, in bytes. */
 #define VMGENID_SIZE 4096
 
 static inline uint64_t vmgenid_from_le(uint64_t word)
@@ -146,9 +146,9 @@ static inline uint32_t vmgenid_u32(const struct vmgenid *v, size_t offset)
 }
 
 /*
- * The generation: one load, on 64-bit machines, and no barrier. Compare it, for
- * being the same and nothing else, with what vmgenid_barrier() returned. If it
- * is not, call that.
+ * Returns the generation: one load, on 64-bit machines, and no barrier. Compare it
+ * for equality with the generation that vmgenid_barrier() stored. If they differ,
+ * call vmgenid_barrier().
  */
 static inline uint64_t vmgenid_get(const struct vmgenid *v)
 {
@@ -159,7 +159,7 @@ static inline uint64_t vmgenid_get(const struct vmgenid *v)
 	return vmgenid_from_le(*v->word);
 }
 
-/* Whether the page is VMClock's, that of /dev/vmclock0 or that of /dev/vmgenid. */
+/* Whether the mapped page is VMClock's, through /dev/vmclock0 or /dev/vmgenid. */
 static inline int vmgenid_maps_vmclock(const struct vmgenid *v)
 {
 	return (const volatile unsigned char *)v->word != v->page;
@@ -205,7 +205,7 @@ static inline int vmgenid_vmclock(const struct vmgenid *v, uint64_t *generation)
  * -ENODEV: the device was unbound; there is no barrier.
  * -EAGAIN: the caller opened the file with O_NONBLOCK, and this would have to
  *  wait (VMGENID_SOURCE_VMGENID). poll() tells when to call this again.
- * -EBUSY: the hypervisor does not end changing VMClock's page.
+ * -EBUSY: the hypervisor has been changing VMClock's page for 100 ms.
  * -EIO: the file does not behave like any of the devices.
  */
 static inline int vmgenid_barrier(const struct vmgenid *v, uint64_t *generation)
@@ -229,12 +229,12 @@ static inline int vmgenid_barrier(const struct vmgenid *v, uint64_t *generation)
 		if (asked.revents & (POLLHUP | POLLERR))
 			return -ENODEV;
 		number = vmgenid_u32(v, 0);
-		/* For processes that poll it. A file opened for reading cannot. */
+		/* For processes that poll it. It fails on a file opened for reading. */
 		len = write(v->fd, &number, sizeof(number));
 		break;
 	default:
 		for (;;) {
-			/* The page has all 64 bits, maybe of an earlier generation. */
+			/* The page has all 64 bits, perhaps of an earlier generation. */
 			if (vmgenid_maps_vmclock(v)) {
 				err = vmgenid_vmclock(v, generation);
 				if (err)
@@ -373,11 +373,11 @@ static inline int vmgenid_open_path(struct vmgenid *v, enum vmgenid_source sourc
 }
 
 /*
- * Opens the best source that this machine has: v->source says which.
+ * Opens the best source of this machine, and stores it in v->source.
  *
  * -ENOENT: there is none.
- * Any other: there is one, and it cannot be used. This does not fall back to a
- * source with fewer guarantees, except from a vmclock that the caller may not open.
+ * Any other: there is one, and it cannot be used. This does not try a source with
+ * fewer guarantees then, except after a vmclock that the caller may not open.
  */
 static inline int vmgenid_open(struct vmgenid *v)
 {
@@ -395,7 +395,7 @@ static inline int vmgenid_open(struct vmgenid *v)
 		/* Most vmclocks have no counter. */
 		if (err == -EINVAL && sources[i] == VMGENID_SOURCE_VMCLOCK)
 			continue;
-		/* Linux gives it to root only. */
+		/* Only root may open it. */
 		if (!opened && sources[i] == VMGENID_SOURCE_VMCLOCK &&
 		    (err == -EACCES || err == -EPERM)) {
 			missing = err;
@@ -411,7 +411,7 @@ static inline int vmgenid_open(struct vmgenid *v)
  * or for ever if that is negative. Returns 1 if it differs, and stores it, after
  * the barrier. Returns 0 if it is the same.
  *
- * Many threads can wait, and others use v meanwhile.
+ * Many threads can wait while other threads use v.
  *
  * -ENODEV: the device was unbound.
  * -ENOTSUP: this hypervisor's vmclock sends no notifications.
@@ -432,7 +432,7 @@ static inline int vmgenid_wait(const struct vmgenid *v, uint64_t since, int time
 	for (;;) {
 		/*
 		 * A file reports changes since it was opened, or last read. Other
-		 * callers read v->fd, so this needs a file of its own.
+		 * callers read v->fd, so this opens a file of its own.
 		 */
 		own.fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 		own.events = POLLIN;

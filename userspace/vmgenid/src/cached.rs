@@ -3,8 +3,8 @@
 use crate::{Error, Guard, Stamp};
 use std::fmt;
 
-/// Something that must not outlive a restore, or a `fork`: a random number generator's state, a batch
-/// of UUIDs, nonces, a session. It is made anew when there was one.
+/// Something that must not outlive a restore, or a `fork`: a random number generator's state, a
+/// batch of UUIDs, nonces, a session. [`Cached`] makes a new one after each restore and each fork.
 ///
 /// ```
 /// # fn main() -> Result<(), vmgenid::Error> {
@@ -30,9 +30,9 @@ use std::fmt;
 /// ```
 pub struct Cached<T, F> {
     value: T,
-    /// What the guard has to see for `value` to be used again.
+    /// The stamp with which `value` may be used again.
     stamp: Stamp,
-    /// What the guard saw before `value` was made.
+    /// The stamp before `value` was made.
     made_at: Stamp,
     guard: Guard,
     make: F,
@@ -62,16 +62,16 @@ impl<T, F> Cached<T, F> {
     }
 
     /// Returns what `use_it` returns. If the machine was restored, or the process forked, before
-    /// `use_it` had ended, that is thrown away, a new `T` is made, and `use_it` is called again: it must
-    /// do nothing but change the `T` and compute its result.
+    /// `use_it` had ended, this drops the result, makes a new `T`, and calls `use_it` again. So
+    /// `use_it` must do nothing but change the `T` and compute its result.
     ///
-    /// This is one look at the guard, after all that can go wrong has gone wrong. A restore that comes
-    /// later comes when the result is the caller's.
+    /// This compares the guard's stamp once, after `use_it` has ended. A restore that comes later
+    /// comes after the caller has the result.
     ///
     /// # Errors
     ///
-    /// Those of `make`, and those of [`Guard::barrier`]. What `use_it` has left anywhere is not to be
-    /// used then. The next call tries to make a new `T`.
+    /// Those of `make`, and those of [`Guard::barrier`]. After an error the caller must not use
+    /// anything that `use_it` has stored elsewhere. The next call tries to make a new `T`.
     #[inline(always)]
     pub fn with<R, E: From<Error>>(&mut self, mut use_it: impl FnMut(&mut T) -> R) -> Result<R, E>
     where
@@ -100,9 +100,9 @@ impl<T, F> Cached<T, F> {
         }
     }
 
-    /// Returns the `T`, which is this clone's and this process's own at this moment: for who wants to
-    /// do with it what cannot be undone, or done twice. Whether it still is, when that is done,
-    /// [`is_unchanged`](Self::is_unchanged) says.
+    /// Returns the `T`. At this moment no other clone and no other process has it. This is for uses
+    /// that cannot be repeated. After the use, [`is_unchanged`](Self::is_unchanged) tells whether
+    /// there was a restore or a fork in between.
     ///
     /// # Errors
     ///
@@ -120,12 +120,12 @@ impl<T, F> Cached<T, F> {
         Ok(&mut self.value)
     }
 
-    /// Returns whether there was no restore and no fork since the `T` that is there now was made.
+    /// Returns whether there was no restore and no fork since the present `T` was made.
     pub fn is_unchanged(&self) -> bool {
         self.guard.is_unchanged_since(&self.made_at)
     }
 
-    /// Has the `T` made anew before the next use.
+    /// Makes a new `T` before the next use.
     pub fn discard(&mut self) {
         self.stamp = Stamp::NEVER;
         self.made_at = Stamp::NEVER;
@@ -140,7 +140,7 @@ impl<T, F> Cached<T, F> {
     where
         F: FnMut() -> Result<T, E>,
     {
-        // Whatever fails from here on, it is not the old one that is used next.
+        // If one of the next steps fails, the next call does not use the old `T`.
         self.discard();
         let made_at = self.guard.barrier()?;
         self.value = (self.make)()?;
@@ -149,7 +149,7 @@ impl<T, F> Cached<T, F> {
         Ok(())
     }
 
-    /// Has the `T` used more than once, if it may be.
+    /// Allows more than one use of the `T`, if the guard does.
     fn keep(&mut self) {
         if self.guard.may_keep(&self.made_at) {
             self.stamp = self.made_at;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What stands for the devices on other systems than Linux: nothing. A library that uses this crate
-//! compiles there, and is told [`Error::NoCounter`].
+//! The crate on other systems than Linux. A library that uses it compiles there, and gets
+//! [`Error::NoCounter`].
 
 use crate::{Error, Generation, Source};
 use std::{
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-/// Nobody has one.
+/// No value of this type exists.
 #[derive(Clone, Debug)]
 pub enum Never {}
 
@@ -55,7 +55,7 @@ impl Counter {
     }
 }
 
-/// Without it a `fork` cannot be noticed.
+/// Without this page a `fork` cannot be detected.
 pub struct Page(Never);
 
 impl Page {

@@ -3,7 +3,7 @@
 use crate::Source;
 use std::{io, path::PathBuf};
 
-/// Why there is no answer.
+/// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -12,56 +12,56 @@ pub enum Error {
     #[error("this machine has no generation counter: {}", missing())]
     NoCounter,
 
-    /// The caller demands a barrier, and the best source that this machine has is without one.
+    /// The caller requires a barrier, and the best source of this machine has none.
     #[error("no barrier: this machine has only {}", .source.path())]
     NoBarrier {
-        /// Which one that is.
+        /// The source.
         // Raw: `thiserror` takes a field that is written `source` for the cause.
         r#source: Source,
     },
 
-    /// The device is there and cannot be opened: no permission, too many open files, ...
+    /// The device exists and cannot be opened: no permission, too many open files, ...
     #[error("cannot open {path}: {error}")]
     Open {
-        /// Which one.
+        /// The device node.
         path: PathBuf,
-        /// Why.
+        /// The error of the system call.
         #[source]
         error: io::Error,
     },
 
-    /// The file is not the device that it was said to be, or one that has no counter.
+    /// The file is not the device that the caller named, or the device has no counter.
     #[error("not a usable {source}: {why}")]
     NotTheDevice {
-        /// What it was said to be.
+        /// The device that the caller named.
         r#source: Source,
-        /// What is otherwise.
+        /// The difference.
         why: &'static str,
     },
 
-    /// The device was unbound from its driver, so there is no barrier. Open it again after it was
-    /// bound again.
+    /// The device was unbound from its driver, so there is no barrier. The caller can open it again
+    /// after a new bind.
     #[error("the device of the generation counter was unbound")]
     Gone,
 
-    /// The hypervisor has begun to change the counter, and has not ended for a tenth of a second.
-    /// Try again.
+    /// The hypervisor has been changing the counter for 100 ms. The caller can try again.
     #[error("the hypervisor does not end changing the counter")]
     Busy,
 
-    /// This source does not tell when it changes: look at it from time to time.
+    /// This source sends no notification of a change. The caller can compare
+    /// [`Counter::get`](crate::Counter::get) from time to time.
     #[error("cannot wait for a restore: {why}")]
     CannotWait {
-        /// Why not.
+        /// The reason.
         why: &'static str,
     },
 
-    /// A system call failed that should not.
+    /// A system call failed.
     #[error("{call}: {error}")]
     System {
-        /// Which one.
+        /// The system call.
         call: &'static str,
-        /// Why.
+        /// The error of the system call.
         #[source]
         error: io::Error,
     },

@@ -2,17 +2,17 @@
 
 use std::fmt;
 
-/// What the machine is, between two restores.
+/// A number for the time between two restores of the machine.
 ///
-/// Compare it for being the same, and for nothing else: it can grow, wrap, and go down. Another one
-/// means that the machine was restored from a snapshot.
+/// Callers compare two of them for equality only: the number can grow, wrap, and go down. Another
+/// number means that the machine was restored from a snapshot.
 ///
-/// It is 32 bits wide, or 64 where it comes from VMClock.
+/// It has 32 bits, or 64 if the source is VMClock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Generation(pub(crate) u64);
 
 impl Generation {
-    /// The number that the source gives; for people to look at.
+    /// The number of the source, for logs.
     pub const fn number(self) -> u64 {
         self.0
     }

@@ -16,7 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What to do where the machine has no counter. There is no default: each is wrong for somebody.
+/// The behaviour on a machine without a counter. There is no default, because none fits all
+/// callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WithoutCounter {
@@ -27,51 +28,51 @@ pub enum WithoutCounter {
     /// [`Error::NoBarrier`].
     RefuseWithoutBarrier,
 
-    /// Make everything anew each time it is used. Slow, and as good as the kernel: a clone gets what
-    /// others get until the kernel has been reseeded, if it ever is.
+    /// Use cached data once, then make it anew. This is slow. Until the kernel has been reseeded, a
+    /// clone draws the same as other clones.
     CacheNothing,
 
-    /// Take it that this machine is never restored; a `fork` is noticed all the same.
+    /// Detect forks only. The caller knows that this machine is never restored.
     NoticeForksOnly,
 }
 
-/// What is looked at before anything cached is used: the generation, and whether this process was
-/// forked.
+/// Detects restores and forks. A caller checks it before each use of cached data.
 ///
-/// To have one for all of a process, clone it: they share the open device.
+/// Clones of a guard share the open device.
 #[derive(Clone, Debug)]
 pub struct Guard {
     word: Word,
     counter: Option<Arc<Counter>>,
     cache: bool,
-    /// Of a vmclock: the last stamp, and when it was first seen.
+    /// With [`Source::Vmclock`]: the last stamp, and the time when it was first seen.
     first_seen: Arc<Mutex<Option<(Stamp, Instant)>>>,
 }
 
-/// What a [`Guard`] saw.
+/// The state of a [`Guard`] at one moment.
 ///
-/// It is the sum of a generation and of what stands for the process, so that one comparison is
+/// It is the sum of the generation and of a number for the process, so that one comparison is
 /// enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp(u64);
 
 impl Stamp {
-    /// No guard ever sees this. (A sum of two numbers of which one is below 2^32, and the other
-    /// one is a multiple of 2^32. That of [`Source::Vmclock`] is 64 bits wide; it can be, once.)
+    /// No guard has this stamp: a stamp is the sum of a generation below 2^32 and of a multiple of
+    /// 2^32. (A generation of [`Source::Vmclock`] has 64 bits. With it, one sum can be equal to
+    /// this.)
     ///
     /// [`Source::Vmclock`]: crate::Source::Vmclock
     pub(crate) const NEVER: Self = Self(u64::MAX);
 }
 
 impl Guard {
-    /// How long after a change of [`Source::Vmclock`] nothing is kept: it comes before the kernel's
-    /// reseed, and there is no barrier. What was made between the two could be in every clone, and
-    /// would stay there. A hundred times as long as the reseed takes.
+    /// The time after a change of [`Source::Vmclock`] in which nothing is kept. This source changes
+    /// before the kernel's reseed, and has no barrier. Data that is made between the change and the
+    /// reseed can be equal in every clone. The time is a hundred times as long as the reseed takes.
     ///
     /// [`Source::Vmclock`]: crate::Source::Vmclock
     pub const SETTLES: Duration = Duration::from_secs(1);
 
-    /// Looks at this counter.
+    /// Uses this counter.
     pub fn new(counter: Arc<Counter>) -> Self {
         Self {
             word: counter.word().clone(),
@@ -81,12 +82,11 @@ impl Guard {
         }
     }
 
-    /// Looks at the best counter that this machine has; if there is none, does as it is told.
+    /// Uses the best counter of this machine. If there is none, `without` decides.
     ///
     /// # Errors
     ///
-    /// Those of [`Counter::open`]. Except for there being no counter, none of them is taken for
-    /// permission to do without.
+    /// Those of [`Counter::open`]. Only [`Error::NoCounter`] makes this continue without a counter.
     pub fn open(without: WithoutCounter) -> Result<Self, Error> {
         match (Counter::open(), without) {
             (Ok(counter), WithoutCounter::RefuseWithoutBarrier)
@@ -113,30 +113,30 @@ impl Guard {
         })
     }
 
-    /// Returns the counter that is looked at, if there is one.
+    /// Returns the counter, if there is one.
     #[must_use]
     pub fn counter(&self) -> Option<&Arc<Counter>> {
         self.counter.as_ref()
     }
 
-    /// Returns whether the machine was not restored, and the process not forked, since this was
-    /// what [`barrier`](Self::barrier) returned.
+    /// Returns whether the machine was not restored, and the process not forked, since
+    /// [`barrier`](Self::barrier) returned this stamp.
     ///
-    /// What was computed before this is called was computed before the look.
+    /// The compiler does not move earlier computations behind this comparison.
     #[inline(always)]
     #[must_use]
     pub fn is_unchanged_since(&self, stamp: &Stamp) -> bool {
-        // The CPU executes in order, as far as a restore can tell: it comes between two instructions.
-        // The compiler is told here.
+        // A restore comes between two instructions, so the order of the instructions is enough. The
+        // fence is for the compiler.
         compiler_fence(SeqCst);
         let process = self.word.process().load(Relaxed);
         process.wrapping_add(self.word.load()) == stamp.0
     }
 
-    /// What is drawn from the kernel after this, no other clone has, if the source
-    /// [has a barrier](crate::Source::has_barrier). Make then what is to be used, and look with
-    /// [`is_unchanged_since`](Self::is_unchanged_since) before it is. It may be kept if
-    /// [`may_keep`](Self::may_keep) says so.
+    /// Later draws from the kernel differ from those of all other clones, if the source [has a
+    /// barrier](crate::Source::has_barrier). The caller makes its data after this, and calls
+    /// [`is_unchanged_since`](Self::is_unchanged_since) before each use. The caller may use the
+    /// data more than once if [`may_keep`](Self::may_keep) returns true.
     ///
     /// # Errors
     ///
@@ -150,9 +150,9 @@ impl Guard {
         Ok(Stamp(process.wrapping_add(generation)))
     }
 
-    /// Returns whether what was made after the barrier that returned this may be used more than once.
-    /// Not if the caller asked for [`WithoutCounter::CacheNothing`], and there is no counter; nor for a
-    /// [while](Self::SETTLES), where a change comes before the kernel's reseed, and there is no barrier.
+    /// Returns whether data that was made after the barrier that returned this stamp may be used
+    /// more than once. This is false without a counter and with [`WithoutCounter::CacheNothing`].
+    /// With [`Source::Vmclock`] it is false for [some time](Self::SETTLES) after each change.
     #[must_use]
     pub fn may_keep(&self, stamp: &Stamp) -> bool {
         match &self.counter {
@@ -172,15 +172,15 @@ impl Guard {
         }
     }
 
-    /// What stands for this process: never zero, and not what its parent has.
+    /// The number of this process: never zero, and another one than that of its parent.
     fn process(&self) -> u64 {
-        /// How many were made in this process and its ancestors.
+        /// The count of numbers that this process and its ancestors have made.
         static FORKS: AtomicU64 = AtomicU64::new(0);
         let process = self.word.process();
         match process.load(SeqCst) {
             0 => {
                 let new = (FORKS.fetch_add(1, SeqCst) + 1) << 32;
-                // Another thread may have been faster.
+                // Another thread may have stored its number first.
                 let result = process.compare_exchange(0, new, SeqCst, SeqCst);
                 result.err().unwrap_or(new)
             }

@@ -10,7 +10,8 @@ mod guard;
 mod rng;
 mod source;
 
-// With `--cfg vmgenid_elsewhere`, as `make check` does, the crate is what it is on other systems.
+// With `--cfg vmgenid_elsewhere`, which `make check` sets, the crate is compiled as on other
+// systems.
 #[cfg(any(not(target_os = "linux"), vmgenid_elsewhere))]
 mod elsewhere;
 #[cfg(any(not(target_os = "linux"), vmgenid_elsewhere))]

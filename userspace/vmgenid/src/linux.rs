@@ -13,14 +13,14 @@ use rustix::{
     rand::{GetRandomFlags, getrandom},
 };
 
-/// Fills `bytes` from the kernel's random number generator, by `getrandom(2)`. It waits until that has
-/// been initialised.
+/// Fills `bytes` from the kernel's random number generator, by `getrandom(2)`. It waits until the
+/// generator has been initialised.
 ///
-/// To be called after a [barrier](Counter::barrier).
+/// Callers call it after a [barrier](Counter::barrier).
 ///
 /// # Errors
 ///
-/// [`Error::System`]: there is no such system call, or it was forbidden.
+/// [`Error::System`]: the system call does not exist, or a filter forbids it.
 pub fn random(bytes: &mut [u8]) -> Result<(), Error> {
     let mut done = 0;
     while done < bytes.len() {

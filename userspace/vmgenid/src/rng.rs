@@ -4,11 +4,11 @@ use crate::{Cached, Error, Guard, random};
 use rand_core::{SeedableRng, TryCryptoRng, TryRng};
 use std::convert::Infallible;
 
-/// A random number generator that no two clones, and no two processes, continue from the same state.
+/// A random number generator. No two clones, and no two processes, continue from the same state.
 ///
 /// It is seeded from the kernel at first, and again after each restore and each `fork`, after the
-/// [barrier](crate::Counter::barrier). What was produced across a restore is never handed out: the
-/// look comes after the output, which is thrown away if there was one.
+/// [barrier](crate::Counter::barrier). The check comes after the output is computed. If there was a
+/// restore, the generator drops that output, reseeds, and computes the output again.
 ///
 /// ```
 /// # fn main() -> Result<(), vmgenid::Error> {
@@ -26,8 +26,9 @@ use std::convert::Infallible;
 /// # }
 /// ```
 ///
-/// A restore or a fork can end in an error: [`Error::Gone`], if the device was unbound before. For who
-/// wants a panic instead there is [`rand_core::UnwrapErr`]. A buffer that was to be filled is zeros then.
+/// A restore or a fork can end in an error: [`Error::Gone`], if the device was unbound before.
+/// [`rand_core::UnwrapErr`] panics instead. After an error, the caller's buffer is filled with
+/// zeros.
 ///
 /// It adds six instructions to a call, as `make bench` counts them.
 pub struct GuardedRng<R>(Cached<R, Make<R>>);
@@ -44,12 +45,12 @@ impl<R: SeedableRng> GuardedRng<R> {
         Cached::new(guard, seed as Make<R>).map(Self)
     }
 
-    /// Has it seeded anew before the next use.
+    /// Reseeds before the next use.
     pub fn reseed(&mut self) {
         self.0.discard();
     }
 
-    /// Returns what it looks at.
+    /// Returns the guard.
     pub fn guard(&self) -> &Guard {
         self.0.guard()
     }
@@ -78,7 +79,7 @@ impl<R: SeedableRng + TryRng<Error = Infallible>> TryRng for GuardedRng<R> {
     fn try_fill_bytes(&mut self, dst: &mut [u8]) -> Result<(), Error> {
         let result = self.0.with(|rng| infallible(rng.try_fill_bytes(dst)));
         if result.is_err() {
-            // It has been written to.
+            // The generator has written to it.
             dst.fill(0);
         }
         result

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-/// The device that tells that the machine was restored, and what it promises.
+/// The device that reports restores, with its promises.
 ///
 /// | | [`Vmgenid`](Self::Vmgenid) | [`Vmclock`](Self::Vmclock) | [`Sysgenid`](Self::Sysgenid) |
 /// |---|---|---|---|
@@ -39,11 +39,11 @@ pub enum Source {
 }
 
 impl Source {
-    /// All, the best one first: the order in which [`Counter::open`](crate::Counter::open) tries
-    /// them.
+    /// All sources, the best one first. [`Counter::open`](crate::Counter::open) tries them in this
+    /// order.
     pub const ALL: &'static [Self] = &[Self::Vmgenid, Self::Vmclock, Self::Sysgenid];
 
-    /// Where its device node is by default.
+    /// The default path of its device node.
     #[must_use]
     pub const fn path(self) -> &'static str {
         match self {
@@ -66,7 +66,7 @@ impl Source {
         }
     }
 
-    /// Whether the change is there before the first instruction after a restore.
+    /// Whether the generation changes before the first instruction after a restore.
     #[must_use]
     pub const fn is_immediate(self) -> bool {
         match self {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What can be tested without a device: files that are none, and a vmclock's page laid out by hand.
-//! The rest is tested in virtual machines, by tests/suite.
+//! Tests without a device: files that are no device, and a vmclock's page written by the test.
+//! tests/suite has the other tests, in virtual machines.
 
 use crate::*;
 use rustix::fs::{MemfdFlags, Mode, OFlags, ftruncate, memfd_create, open};
@@ -57,7 +57,7 @@ impl Laid {
     }
 }
 
-/// Something cached that is the number of times it was made; `also` is called each time, with that.
+/// A cached count of how often it was made. `also` is called each time, with the count.
 fn counted(
     guard: Guard,
     mut also: impl FnMut(u32) -> Result<(), Error>,
@@ -119,7 +119,7 @@ fn a_vmclock_that_is_being_written_is_waited_for() {
     assert_eq!(number, u64::MAX);
 }
 
-/// However long it is until whoever writes is given a processor again.
+/// The longest time until the writing thread gets a CPU again.
 fn patiently(counter: &Counter) -> u64 {
     loop {
         match counter.barrier() {
@@ -202,7 +202,7 @@ fn what_is_cached_is_made_anew() {
     assert_eq!(cached.with(|n| *n).unwrap(), 4);
 }
 
-/// Without a barrier, what is made at once could be what other clones make.
+/// Without a barrier, data that is made at once can be equal in other clones.
 #[test]
 fn nothing_is_kept_until_a_vmclock_settles() {
     let page = Laid::vmclock(1);
@@ -214,7 +214,7 @@ fn nothing_is_kept_until_a_vmclock_settles() {
         // Unless this thread has slept that long.
         assert!(first < second || begin.elapsed() > Guard::SETTLES);
         thread::sleep(Guard::SETTLES);
-        // Made anew once more, now that it may be kept.
+        // Made once more, because now it may be kept.
         let third = cached.with(|made| *made).unwrap();
         assert!(third > second);
         assert_eq!(cached.with(|made| *made).unwrap(), third);

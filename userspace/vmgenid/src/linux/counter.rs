@@ -21,11 +21,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// An open source of generations.
+/// An open source of the generation.
 ///
-/// [`get`](Self::get) is for the fast path, before anything cached is used. If the generation is
-/// another one, call [`barrier`](Self::barrier), then make anew what was cached. [`Cached`] does all of
-/// that, and `fork` too.
+/// [`get`](Self::get) is for the fast path, before each use of cached data. If the generation is
+/// another one, the caller calls [`barrier`](Self::barrier), then makes new data. [`Cached`] does
+/// this, and detects forks, too.
 ///
 /// ```no_run
 /// use vmgenid::Counter;
@@ -47,16 +47,16 @@ use std::{
 ///
 /// # After `fork`
 ///
-/// The child has the mapping and the file: all methods work, in both. That there was a fork,
-/// nothing here tells; [`Guard`] does. The two share what [`AsFd`] says of readiness, since it is one
-/// open file: a child with an event loop of its own opens a counter of its own. [`wait`](Self::wait)
-/// does so by itself.
+/// The child has the mapping and the file. All methods work in both processes. [`Guard`] detects
+/// the fork; a `Counter` does not. The two processes share the readiness of [`AsFd`], because it is
+/// one open file. A child with an event loop of its own opens a counter of its own.
+/// [`wait`](Self::wait) always opens the device anew.
 ///
 /// # After an unbind
 ///
-/// [`barrier`](Self::barrier) and [`wait`](Self::wait) answer [`Error::Gone`]. [`get`](Self::get) goes
-/// on following the hypervisor; that of [`Source::Sysgenid`] changes once more, and then no longer.
-/// ([`Source::Vmclock`] does not tell.)
+/// [`barrier`](Self::barrier) and [`wait`](Self::wait) return [`Error::Gone`]. [`get`](Self::get)
+/// continues to follow the hypervisor. With [`Source::Sysgenid`] it changes once more, and then no
+/// longer. [`Source::Vmclock`] has no such error.
 ///
 /// [`Cached`]: crate::Cached
 /// [`Guard`]: crate::Guard
@@ -74,8 +74,8 @@ pub struct Counter {
 const MISC: u32 = 10;
 
 impl Counter {
-    /// Opens the best source that this machine has; see [`Source`] for what it promises, and
-    /// [`source`](Self::source) for which one it is.
+    /// Opens the best source of this machine. [`Source`] describes the promises of each source;
+    /// [`source`](Self::source) returns which one it is.
     ///
     /// # Errors
     ///
@@ -98,7 +98,7 @@ impl Counter {
                 {
                     missing = refused;
                 }
-                // Most vmclocks have none.
+                // Most vmclocks have no counter.
                 Err(Error::NotTheDevice {
                     source: Source::Vmclock,
                     ..
@@ -109,7 +109,7 @@ impl Counter {
         Err(missing)
     }
 
-    /// Opens a device node that is elsewhere.
+    /// Opens a device node at another path.
     ///
     /// # Errors
     ///
@@ -118,7 +118,7 @@ impl Counter {
         let path = path.as_ref();
         let open = |flags| open(path, flags | OFlags::CLOEXEC, Mode::empty());
         let fd = match source {
-            // To acknowledge changes; who may not has to do without.
+            // To acknowledge changes. A process without the permission opens the file for reading.
             Source::Sysgenid => open(OFlags::RDWR | OFlags::NONBLOCK)
                 .or_else(|_| open(OFlags::RDONLY | OFlags::NONBLOCK)),
             Source::Vmgenid | Source::Vmclock => open(OFlags::RDONLY),
@@ -130,9 +130,10 @@ impl Counter {
         Self::from_fd(source, fd)
     }
 
-    /// Uses a device that is open already, for example since before this process was put into a
-    /// sandbox. It has to be readable. [`Source::Vmgenid`] has to be open without `O_NONBLOCK`:
-    /// otherwise [`barrier`](Self::barrier) fails with `EAGAIN` where it would have to wait.
+    /// Uses a device that is open already, for example one that was opened before the process
+    /// entered a sandbox. It has to be readable. [`Source::Vmgenid`] has to be open without
+    /// `O_NONBLOCK`: otherwise [`barrier`](Self::barrier) fails with `EAGAIN` where it would have
+    /// to wait.
     ///
     /// # Errors
     ///
@@ -148,7 +149,8 @@ impl Counter {
         if major(stat.st_rdev) != MISC {
             return not_the_device("not a misc device, whose major number is 10");
         }
-        // Neither reads what is not a counter; before the mapping, which others have, too.
+        // Both devices refuse a read of another size. This check comes before the mapping, which
+        // other devices have, too.
         let odd = match source {
             Source::Vmgenid => Some(5),
             Source::Sysgenid => Some(3),
@@ -165,14 +167,15 @@ impl Counter {
 
         let counter = Self::map(source, fd)?;
         counter.barrier()?;
-        // The rest of the page is zeros, or else it would never be what the barrier returns.
+        // The rest of the page has to be zeros, or the 64-bit load would never be equal to the
+        // result of the barrier.
         if !counter.vmclock && counter.get().number() >> 32 != 0 {
             return not_the_device("its page has more than a counter");
         }
         Ok(counter)
     }
 
-    /// Maps whatever this is.
+    /// Maps the device.
     pub(crate) fn map(source: Source, fd: OwnedFd) -> Result<Self, Error> {
         let map = |offset| Page::map(Some(fd.as_fd()), offset);
         let (page, vmclock) = match (source, map(0)) {
@@ -215,11 +218,11 @@ impl Counter {
         self.source
     }
 
-    /// Returns the generation: one load, no barrier. It is for being compared with one that
-    /// [`barrier`](Self::barrier) returned; if it is another one, call that.
+    /// Returns the generation: one load, no barrier. The caller compares it with the result of
+    /// [`barrier`](Self::barrier), and calls that if they differ.
     ///
-    /// Where the machine was restored before this was called, it is the new one, if the source
-    /// [is immediate](Source::is_immediate).
+    /// If the machine was restored before this call, and the source [is
+    /// immediate](Source::is_immediate), this is the new generation.
     #[inline(always)]
     #[must_use]
     pub fn get(&self) -> Generation {
@@ -236,7 +239,7 @@ impl Counter {
     /// clones. (If the kernel's generator is not initialised yet, drawing from it waits for that.)
     /// After a restore this may sleep until the kernel has been reseeded.
     ///
-    /// Call this before drawing: a restore that comes in between then is a change.
+    /// The caller calls this before it draws. Then a restore in between is seen as a change.
     ///
     /// # Errors
     ///
@@ -264,8 +267,8 @@ impl Counter {
                     }
                 }
                 let number = self.page.u32(0);
-                // For who polls the file. Not being able to is no error, nor is being too late:
-                // then it stays readable.
+                // For processes that poll the file. A failure is no error: the file then stays
+                // readable.
                 let _ = write(&self.fd, &number.to_ne_bytes());
                 u64::from(number)
             }
@@ -302,17 +305,17 @@ impl Counter {
         since: Generation,
         timeout: Option<Duration>,
     ) -> Result<Option<Generation>, Error> {
-        // What does not fit is for ever.
+        // A time that does not fit is for ever.
         let end = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
-            // An open file tells of what changes after it was opened, or last read or written.
-            // Others would do that behind our back if it were not our own.
+            // An open file reports changes since it was opened, read or written. Other threads read
+            // and write the counter's file, so this needs a file of its own.
             let own = self.reopen()?;
             if self.get() != since {
                 return self.barrier().map(Some);
             }
             if self.source == Source::Vmclock {
-                // It tells of all changes of its page, from the last read on; the first is to come.
+                // It reports all changes of its page since the last read. The first read is here.
                 match retry_on_intr(|| pread(&own, &mut [0; 8], vmclock::COUNTER as u64)) {
                     Ok(8) if self.get() == since => {}
                     Ok(8) => continue,
@@ -328,7 +331,7 @@ impl Counter {
             let left = end.map(|end| end.saturating_duration_since(Instant::now()));
             match poll_in(&own, left)? {
                 Polled::Timeout => return Ok(None),
-                // Look again, with what is left of the time.
+                // Compare again, with the rest of the time.
                 Polled::Changed | Polled::Interrupted => {}
                 Polled::Hangup => {
                     return Err(match self.source {
@@ -359,13 +362,14 @@ impl Counter {
     }
 }
 
-/// The device itself, to be polled. It is readable when the generation is another one than at the
-/// last [`barrier`](Counter::barrier), at first than when it was opened.
+/// The open device, for `poll`. It is readable when the generation differs from that of the last
+/// [`barrier`](Counter::barrier), at first from that at the open.
 ///
-/// That does not end by itself: call [`barrier`](Counter::barrier). Whoever else calls that on this
-/// counter ends it, too, as a [`Guard`](crate::Guard) does: an event loop has a counter of its own. With [`Source::Sysgenid`], that
-/// helps only who may write to the device, as root may: others poll edge-triggered. With
-/// [`Source::Vmclock`] it tells of changes of the clock too, until it is read.
+/// It stays readable until [`barrier`](Counter::barrier) is called on this counter, also by another
+/// user of the counter, such as a [`Guard`](crate::Guard). So an event loop has a counter of its
+/// own. With [`Source::Sysgenid`] the barrier ends the readiness only for a process that may write
+/// to the device, as root may; other processes poll edge-triggered. With [`Source::Vmclock`] the
+/// file is also readable after changes of the clock, until it is read.
 impl AsFd for Counter {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -385,7 +389,7 @@ impl From<Counter> for OwnedFd {
     }
 }
 
-/// Whether there is no such device, rather than that it cannot be opened.
+/// Whether the device does not exist.
 fn is_missing(error: &std::io::Error) -> bool {
     let missing = [Errno::NOENT, Errno::NXIO, Errno::NODEV];
     missing

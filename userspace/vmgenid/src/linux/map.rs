@@ -19,16 +19,16 @@ use std::{
     },
 };
 
-/// How much of a page is looked at, in bytes. All pages are larger.
+/// The part of a page that is used, in bytes. All pages are larger.
 const SIZE: usize = 4096;
 
-/// Two neighbours: a page of the process's own, which is wiped in the child after `fork`, and the first
-/// page of a device. So that one address is enough for both.
+/// Two neighbours: a page of the process's own, which is wiped in the child after `fork`, and the
+/// first page of a device. One address is enough for both.
 ///
 /// # Invariants
 ///
-/// - `at` is page aligned. From there, at least [`SIZE`] bytes are mapped and readable. Nobody in this
-///   process writes there.
+/// - `at` is page aligned. From there, at least [`SIZE`] bytes are mapped and readable. This
+///   process does not write there.
 /// - Before it is one whole page that is private, anonymous, readable and writable, which `fork` wipes. It
 ///   is accessed through atomics only.
 /// - Both stay so until this is dropped.
@@ -51,7 +51,7 @@ impl Page {
         let both = unsafe { mmap_anonymous(ptr::null_mut(), len, protection, MapFlags::PRIVATE) }?;
         // SAFETY: The second page is within what was just mapped.
         let second = unsafe { both.byte_add(page_size()) };
-        // INVARIANT: What is not so yet is so before anybody else has this.
+        // INVARIANT: The code below establishes the rest, before another reference to this exists.
         let page = Self {
             at: NonNull::new(second).ok_or(Errno::FAULT)?,
         };
@@ -59,13 +59,13 @@ impl Page {
         unsafe { madvise(both, page_size(), Advice::LinuxWipeOnFork) }?;
         if let Some(fd) = fd {
             let flags = MapFlags::SHARED | MapFlags::FIXED;
-            // SAFETY: What it replaces is ours, and nobody has looked at it.
+            // SAFETY: The replaced mapping is ours, and there is no reference to it.
             if let Err(err) =
                 unsafe { mmap(second, SIZE, ProtFlags::READ, flags, fd, offset as u64) }
             {
-                // What was there is gone: the second page may be somebody else's by now.
+                // The old mapping is gone: another thread may have mapped something there.
                 mem::forget(page);
-                // SAFETY: The first one is still ours, and nobody has looked at it.
+                // SAFETY: The first page is still ours, and there is no reference to it.
                 let _ = unsafe { munmap(both, page_size()) };
                 return Err(err);
             }
@@ -85,27 +85,29 @@ impl Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants both are ours; nobody borrows them any more. That it cannot
-        // fail for mappings that exist is why the result is not looked at.
+        // SAFETY: By the type invariants both are ours; there is no borrow any more. `munmap`
+        // cannot fail for mappings that exist, so the result is ignored.
         let _ = unsafe { munmap(self.at.as_ptr().byte_sub(page_size()), 2 * page_size()) };
     }
 }
 
 // SAFETY: A mapping belongs to the process, not to a thread.
 unsafe impl Send for Page {}
-// SAFETY: What a shared reference gives access to is loaded and stored atomically.
+// SAFETY: All accesses through a shared reference are atomic.
 unsafe impl Sync for Page {}
 
-/// 64 bits of a page that somebody else writes.
+/// 64 bits of a page that the kernel or the hypervisor writes.
 #[cfg(target_pointer_width = "64")]
 type Cell = AtomicU64;
 
-/// A 32-bit machine has no plain load of 64 bits, and what it has instead may want to write. Which of
-/// the halves is old does not matter: it is compared for being the same, and then asked for again.
+/// A 32-bit machine has no plain load of 64 bits, and its other instructions may write. A mix of an
+/// old and a new half does no harm: it differs from the cached value, and the caller calls the
+/// barrier.
 #[cfg(not(target_pointer_width = "64"))]
 type Cell = [AtomicU32; 2];
 
-/// How far before a [`Word`] is that of its process, in bytes: still before the device's page.
+/// The distance from a [`Word`] back to the word of its process, in bytes. The latter is in the
+/// page before the device's.
 const APART: usize = 128;
 
 /// A little-endian u64 in a [`Page`].
@@ -147,11 +149,11 @@ impl Word {
         word
     }
 
-    /// What stands for the process: zero at first, and in the child after `fork`, until somebody stores
-    /// something else there.
+    /// The number of the process: zero at first, and in the child after `fork`, until a number is
+    /// stored.
     #[inline(always)]
     pub fn process(&self) -> &AtomicU64 {
-        // SAFETY: By the type invariants. Whoever else writes there is the kernel, in a child that
+        // SAFETY: By the type invariants. The kernel writes there, too, but only in a child that
         // does not run yet.
         unsafe { self.at.byte_sub(APART).cast().as_ref() }
     }
@@ -159,5 +161,5 @@ impl Word {
 
 // SAFETY: A pointer to memory of the process, not of a thread.
 unsafe impl Send for Word {}
-// SAFETY: What a shared reference gives access to is loaded and stored atomically.
+// SAFETY: All accesses through a shared reference are atomic.
 unsafe impl Sync for Word {}

@@ -26,16 +26,16 @@ const SEQUENCE: usize = 12;
 /// Where the flags are: a u64.
 const FLAGS: usize = 24;
 
-/// There is a generation counter.
+/// The page has a generation counter.
 const COUNTER_PRESENT: u32 = 1 << 8;
 
 /// Where it is: a u64, the last member.
 pub const COUNTER: usize = 104;
 
-/// How long an update can take: a million times as long as it should.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// The longest time for an update: a million times as long as an update should take.
+const LONGEST_UPDATE: Duration = Duration::from_millis(100);
 
-/// Returns what is missing for a page to have a counter, if something is.
+/// Returns why the page has no counter, or `None`.
 pub fn missing(page: &Page) -> Option<&'static str> {
     if page.u32(0) != MAGIC {
         Some("its page does not begin with VCLK")
@@ -52,14 +52,14 @@ pub fn missing(page: &Page) -> Option<&'static str> {
 ///
 /// # Errors
 ///
-/// [`Error::Busy`]: the hypervisor has begun to write, and does not end.
+/// [`Error::Busy`]: the hypervisor has been writing for 100 ms.
 pub fn load(page: &Page) -> Result<u64, Error> {
     let begin = Instant::now();
     loop {
         if let Some(counter) = try_load(|offset| page.u32(offset)) {
             return Ok(counter);
         }
-        if begin.elapsed() > PATIENCE {
+        if begin.elapsed() > LONGEST_UPDATE {
             return Err(Error::Busy);
         }
         thread::yield_now();
