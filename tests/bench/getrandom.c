@@ -3,7 +3,7 @@
  * Measures getrandom() of 16 bytes: through the vDSO, and as a system call. This is a program of
  * its own because it has to be linked dynamically: a static C library does not use the vDSO.
  *
- * It proves what it measures. The vDSO's loop runs in a traced child, where each system call is
+ * It checks its own measurement. The vDSO's loop runs in a traced child, where each system call is
  * counted. A measurement with a system call in it does not count: after a reseed of the kernel, the
  * vDSO fetches a new key by one.
  */

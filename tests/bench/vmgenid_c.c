@@ -3,7 +3,7 @@
  * What the benchmark compares the driver with: the same device, in C, in the
  * older design, where read() is no barrier. The same node, the same calls; but
  * nothing that this would not need to be measured: no care for hostile
- * firmware, none for an unbind while somebody has a file open.
+ * firmware, none for an unbind while a process has a file open.
  */
 
 #include <linux/acpi.h>

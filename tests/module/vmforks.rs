@@ -1,38 +1,38 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the tests need to see, and to do, inside of a guest's kernel.
+//! A module through which tests observe and change a guest's kernel.
 //!
 //! In debugfs, below `vmforks/`:
 //!
 //! - `count`: how many times the vmfork notifiers were called. Ours takes `rtnl_lock`, as
 //!   WireGuard's does.
-//! - `hold_rtnl`: who writes a number of milliseconds holds `rtnl_lock` that long, or until a signal
-//!   comes. Whether somebody holds it in this way: what is read.
+//! - `hold_rtnl`: a write of a number of milliseconds holds `rtnl_lock` that long, or until a
+//!   signal comes. A read returns whether a write holds it.
 //! - `sleep`: for how many milliseconds our notifier sleeps from now on, before it does that.
 //! - `work_on`: the number of a CPU, written here, queues work that does nothing for a worker of
-//!   that CPU. The write does not wait for it. How often such work has been done is what is read.
-//! - `notify`: who writes a number sends that many ACPI notifications, as QEMU's GPE does, but with
+//!   that CPU. The write does not wait for it. A read returns how often such work has been done.
+//! - `notify`: a write of a number sends that many ACPI notifications, as QEMU's GPE does, but with
 //!   no change of the ID. They have been handled when the write returns.
 //! - `settle`: a read returns when all has been handled that had come before: ACPI's interrupts,
 //!   the notifications, the work items that call the notifiers.
 //! - `handled`: how long after the last of these all handlers had returned, in nanoseconds.
 //! - `took`: how long after the last of these the notifiers were last called, in nanoseconds.
 //! - `at`: when the notifiers were last called, in nanoseconds of the monotonic clock.
-//! - `interrupt`: who writes a number has the handlers of ACPI's interrupt called that many times,
-//!   with nothing for any of them. How long that took at least, in nanoseconds: what is read. (What
-//!   the threads of such handlers do is not in there.)
+//! - `interrupt`: a write of a number calls the handlers of ACPI's interrupt that many times, with
+//!   no event for any of them. A read returns the shortest time of a call, in nanoseconds. (The
+//!   time of the handlers' threads is not included.)
 //! - `poke`: a write of "ADDRESS VALUE" writes a 32-bit word to a physical address that is not RAM.
-//! - `watch`: a write of "ID COUNTER CHANGES", two physical addresses and a number, looks at the
-//!   counter until it has changed that often, and at the ID at each change. What is read: how many
-//!   changes there were (0 once it looks), and at how many of them the ID was still the old one.
-//!   Nothing may change before it looks, nor before the last change has been counted.
+//! - `watch`: a write of "ID COUNTER CHANGES", two physical addresses and a number, compares the
+//!   counter until it has changed that often, and the ID at each change. A read returns how many
+//!   changes there were (0 from its start on), and at how many of them the ID was still the old
+//!   one. A change must not come before the start, nor before the last change has been counted.
 //! - `canary`: a write of a number makes a mistake that one of the kernel's checkers must report. 1
 //!   loses an allocation (kmemleak), 2 reads freed memory (KASAN), 3 takes two locks in both orders
 //!   (lockdep). 4 reads a number in memory for two seconds and 5 writes it for as long, by functions
 //!   in C: both at once are a data race (KCSAN, which watches C code only).
 //!
-//! Where the kernel can make functions fail (`fail_function`), those that registrations go through
-//! are offered for that; mainline offers none of them.
+//! With `fail_function`, the module also offers the functions that registrations call. Mainline
+//! offers none of them.
 
 use core::ptr::NonNull;
 use kernel::{
@@ -76,7 +76,7 @@ fn now() -> i64 {
 /// How long our notifier sleeps, in milliseconds.
 static SLEEP: Atomic<u32> = Atomic::new(0);
 
-/// Whether somebody holds `rtnl_lock` through `hold_rtnl`.
+/// Whether a process holds `rtnl_lock` through `hold_rtnl`.
 static HELD: Atomic<bool> = Atomic::new(false);
 
 /// `rtnl_lock`, held.
@@ -164,7 +164,7 @@ unsafe extern "C" fn count(
     bindings::NOTIFY_DONE as c_int
 }
 
-/// Reads the numbers that somebody writes, with spaces between them.
+/// Reads the written numbers, with spaces between them.
 fn numbers<const N: usize>(reader: &mut UserSliceReader) -> Result<[u64; N]> {
     let mut buf = [0u8; 48];
     let text = buf.get_mut(..reader.len()).ok_or(EINVAL)?;
@@ -197,7 +197,7 @@ struct Words<const N: usize> {
 
 impl<const N: usize> Words<N> {
     fn at(address: u64) -> Result<Self> {
-        // SAFETY: The kernel refuses what it cannot map.
+        // SAFETY: The kernel refuses an address that it cannot map.
         let at = unsafe { bindings::memremap(address, N * 4, bindings::MEMREMAP_WB as c_ulong) };
         let at = NonNull::new(at.cast::<u32>()).ok_or(ENOMEM)?;
         // INVARIANT: It is mapped; `memremap()` keeps the place in the page.
@@ -218,7 +218,7 @@ impl<const N: usize> Words<N> {
 
 impl<const N: usize> Drop for Words<N> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants it is mapped, and nobody has it after us.
+        // SAFETY: By the type invariants it is mapped, and there is no reference to it after this.
         unsafe { bindings::memunmap(self.at.as_ptr().cast()) };
     }
 }
@@ -360,7 +360,7 @@ unsafe extern "C" fn worked(_work: *mut bindings::work_struct) {
 /// How long the handlers of ACPI's interrupt took at least.
 static INTERRUPT: Atomic<i64> = Atomic::new(0);
 
-/// Its number, for who must not sleep to find it.
+/// Its number, for callers that must not sleep.
 static IRQ: Atomic<u32> = Atomic::new(0);
 
 /// ACPI's interrupt.
@@ -482,7 +482,7 @@ mod injectable {
         etype: c_int,
     }
 
-    // SAFETY: Nobody follows the pointer, and nobody writes to it.
+    // SAFETY: No code follows the pointer, and no code writes to it.
     unsafe impl Sync for Entry {}
 
     macro_rules! entries {

@@ -43,7 +43,7 @@ mod ube {
     }
 }
 
-/// Wait until AWS-LC sees another generation, and write down what it gives then
+/// Wait until AWS-LC sees another generation, and write down its output then
 #[derive(Parser)]
 struct Args {
     /// Where: a line "generation OLD NEW", then lines "draw HEX" and "hello HEX"

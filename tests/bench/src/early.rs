@@ -27,7 +27,7 @@ pub const WITHOUT: &str = "this driver, early_look=0";
 pub const WITH: &str = "this driver";
 pub const DRIVERS: [&str; 3] = [BY_NOTIFICATION, WITHOUT, WITH];
 
-/// Who draws.
+/// The process that draws.
 pub const SPINNER: &str = "spins on the counter, then getrandom";
 pub const BLIND: &str = "getrandom all the time";
 pub const AWS_LC: &str = "spins on the counter, then AWS-LC";
@@ -108,7 +108,7 @@ impl Guest {
     fn restore(&mut self, snapshot: &str) -> Result<()> {
         self.counter += 1;
         self.vm.qmp(&stop {})?;
-        // QEMU keeps what it was told, and gives that to the machine that it loads.
+        // QEMU keeps the values, and gives them to the machine that it loads.
         self.vm.qom_set_counter(self.counter)?;
         let said = self.vm.qmp(&human_monitor_command {
             command_line: format!("loadvm {snapshot}"),

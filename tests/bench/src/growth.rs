@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What it costs when there are many: processes that map the page, waiters,
-//! clones.
+//! The cost of many: processes that map the page, waiters, clones.
 
 use super::{Driver, counted, report::Growth, rows};
 use anyhow::{Context as _, Result, ensure};

@@ -101,7 +101,7 @@ impl Driver {
     }
 }
 
-/// Prints what it measures, and writes the results.
+/// Measures, prints and writes the results.
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let run = || -> Result<()> {
@@ -140,7 +140,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What is the same on every host.
+/// Measurements that are the same on every host.
 fn calls(context: &Context, report: &mut Report) -> Result<()> {
     report.figures.clear();
     for driver in Driver::ALL {
@@ -161,7 +161,7 @@ fn calls(context: &Context, report: &mut Report) -> Result<()> {
     report.add_all("vmclock", &vmclock(context)?)
 }
 
-/// What is as it was observed, and what many cost.
+/// Measurements that depend on the host, and the cost of many processes and clones.
 fn observe(context: &Context, report: &mut Report) -> Result<()> {
     report.timelines.clear();
     report.draws.clear();
@@ -207,7 +207,7 @@ fn counted(context: &Context, driver: Driver, vmforks: bool) -> Result<Options> 
         host,
         guest: guest.into(),
     };
-    // The one program that is linked dynamically, and what it is linked with.
+    // The one program that is linked dynamically, and its libraries.
     let libraries = context.host.link("buildroot/root/usr/lib/x86_64-linux-gnu");
     let mut add = vec![
         file(driver.module(context)?, "/driver.ko"),
@@ -226,8 +226,8 @@ fn counted(context: &Context, driver: Driver, vmforks: bool) -> Result<Options> 
         smp: Some(1),
         no_module: true,
         add,
-        // What goes to the serial line costs more than what is measured; and where
-        // things lie in memory is not to be a matter of chance.
+        // Output on the serial line costs more than the measured calls; and where things lie in
+        // memory is not to be a matter of chance.
         append: vec!["quiet norandmaps".into()],
         ..genctr(42)
     })

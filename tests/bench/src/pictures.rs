@@ -202,7 +202,7 @@ fn timelines(report: &Report, root: &Root) -> Result<()> {
 
 /// Lines: how much of what a clone draws is what another draws, too.
 fn draws(report: &Report, root: &Root) -> Result<()> {
-    // A bit more than what there is to be seen.
+    // A bit more than the visible range.
     let bins = report.draws.iter().filter_map(|draws| {
         draws
             .same

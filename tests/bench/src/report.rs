@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
 use suite::draws;
 
-/// The column of what is the kernel's own, whatever driver there is.
+/// The column of the kernel's own calls, with any driver.
 const KERNEL: &str = "the kernel";
 
 /// The column of what this driver is measured against.
@@ -110,7 +110,7 @@ pub struct Timeline {
 pub struct Growth {
     pub what: String,
     pub unit: String,
-    /// How many, and what it costs for all of them.
+    /// The number of them, and their cost together.
     pub costs: Vec<(u32, f64)>,
 }
 
@@ -337,7 +337,7 @@ impl Report {
     /// How much clones have in common, for each driver, process and machine.
     fn early_table(&self, text: &mut String) {
         *text += "What two clones of a machine draw alike after a restore, and until when, in \
-            milliseconds since the process goes on (as observed, TCG): median, 99th percentile, \
+            milliseconds since the process continues (as observed, TCG): median, 99th percentile, \
             worst. \"To the end\": pairs that drew all alike as long as they were looked at, \
             so that the time is the least that it was.";
         // Each was compared with the one before it.

@@ -80,8 +80,8 @@ impl Button {
     }
 }
 
-/// Has the host press it again and again, each time when the kernel has told of the last
-/// one: what is lost is missed.
+/// Has the host press it again and again, each time when the kernel has told of the last one: a
+/// lost one would be missed.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut button = Button::open()?;
     for n in 1..=args.presses {

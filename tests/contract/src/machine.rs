@@ -19,7 +19,7 @@ use std::{
 
 /// The module for this kernel.
 const MODULE: &str = "/vmgenid.ko";
-/// What it is loaded with.
+/// The module's parameters.
 const PARAMETERS: &str = "/vmgenid.parameters";
 const DEVICES: &str = "/sys/bus/platform/devices";
 /// The GPE that tells QEMU's guests of a new ID, on a PC.
@@ -82,7 +82,7 @@ fn ask(what: &str) -> anyhow::Result<String> {
     stdin().read_line(&mut line)?;
     ensure!(
         line.ends_with('\n'),
-        "nobody answers: the host has to change the counter, as the suite does"
+        "no answer: the host has to change the counter, as the suite does"
     );
     Ok(line.trim().into())
 }
@@ -111,8 +111,8 @@ pub fn within_minutes(
 
 /// Does something that must not end before the kernel's generator has been reseeded.
 ///
-/// A reseed that the kernel does by itself at that moment hides one that is missing: it comes
-/// every few seconds where the kernel is young, every minute later.
+/// A periodic reseed of the kernel at that moment hides a missing one: it comes every few seconds
+/// where the kernel is young, every minute later.
 pub fn reseeded_by<T>(what: &str, act: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let before = sys::reseeds()?;
     let result = act().with_context(|| what.to_string())?;

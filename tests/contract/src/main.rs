@@ -60,7 +60,7 @@ enum Program {
     Preempt(preempt::Args),
     /// Sleep until the counter changes, and write down what happens then
     Wait(wait::Args),
-    /// Draw from generators of the crate without end, and write down what they gave
+    /// Draw from generators of the crate without end, and write down their output
     Stream(stream::Args),
     /// Unbind and bind, unload and load, while many processes use the node
     Stress(stress::Args),

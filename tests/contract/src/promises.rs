@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The promises of `Documentation/vmgenid.rst`, one test each. Each can be run
-//! alone, in any order, in a guest that goes on living; the machine's counter
-//! does not change meanwhile.
+//! The promises of `Documentation/vmgenid.rst`, one test each. Each can be run alone, in any order,
+//! in a guest that continues afterwards; the machine's counter does not change meanwhile.
 
 pub mod library;
 pub mod lifecycle;
@@ -356,7 +355,7 @@ fn a_read_of_any_other_count_is_einval() -> anyhow::Result<()> {
             sys::read_at_address(&file, buffer.address(), len),
             Errno::INVAL,
         )?;
-        // The count is looked at first: a buffer that nobody has makes no difference.
+        // The driver checks the count first: an invalid buffer makes no difference.
         fails(
             &what,
             sys::read_at_address(&file, page(), len),
@@ -621,7 +620,7 @@ fn mremap_to_grow_is_efault() -> anyhow::Result<()> {
 /// Expect that the memory file of the process does not write to the page, and that madvise() does not
 /// take it away.
 fn no_other_way_changes_the_page() -> anyhow::Result<()> {
-    // With memory of the process itself, each does what it says.
+    // With memory of the process itself, each call succeeds.
     let ours = Map::anonymous(page())?;
     let memory = fs::OpenOptions::new().write(true).open("/proc/self/mem")?;
     let written = memory.write_at(&[1; 4], ours.address() as u64)?;
@@ -686,7 +685,7 @@ pub fn crash() -> anyhow::Result<()> {
         maximum: None,
     };
     setrlimit(Resource::Core, limit).context("setrlimit")?;
-    // All that a core can have: what is left out now is left out for good.
+    // All that a core can have. A mapping that this core leaves out is left out of all cores.
     fs::write("/proc/self/coredump_filter", "0x1ff").context("coredump_filter")?;
     let ordinary = "/tmp/ordinary";
     fs::write(ordinary, vec![1; page()])?;
@@ -790,7 +789,7 @@ fn the_module_stays_while_a_file_or_mapping_is_open() -> anyhow::Result<()> {
     drop(file);
     fails("rmmod with a mapping", machine::unload(), Errno::AGAIN)?;
     drop(map);
-    machine::unload().context("rmmod when nobody uses it")?;
+    machine::unload().context("rmmod of an unused module")?;
     fails("open without the module", sys::open(NODE), Errno::NOENT)?;
 
     machine::load()?;

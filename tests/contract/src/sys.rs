@@ -119,7 +119,7 @@ impl Map {
         flags: MapFlags,
         offset: u64,
     ) -> Result<Self> {
-        // SAFETY: A new mapping at an address of the kernel's choice harms nobody.
+        // SAFETY: A new mapping at an address of the kernel's choice replaces no other mapping.
         let at = unsafe { rustix::mm::mmap(ptr::null_mut(), len, prot, flags, file, offset) }?;
         // The kernel maps whole pages.
         let len = len.next_multiple_of(page());
@@ -149,7 +149,7 @@ impl Map {
         self.at as usize
     }
 
-    /// A word, which somebody else may write to at any time.
+    /// A word. Other processes, or the hypervisor, may write to it at any time.
     #[inline(always)]
     pub fn word(&self, n: usize) -> &AtomicU32 {
         let n = self.first + n;
@@ -183,7 +183,7 @@ impl Map {
 
     /// Grows the mapping to `len`; it may move.
     pub fn grow(&mut self, len: usize) -> Result<()> {
-        // SAFETY: The range is ours, and nobody has a reference to it.
+        // SAFETY: The range is ours, and there is no reference to it.
         self.at = unsafe { rustix::mm::mremap(self.at, self.len, len, MremapFlags::MAYMOVE) }?;
         self.len = len;
         Ok(())
@@ -200,7 +200,7 @@ impl Drop for Map {
 /// How many times the kernel's generator has been reseeded, plus one, whatever the reason was:
 /// the generation that the vDSO's `getrandom` compares (`struct vdso_rng_data`).
 ///
-/// A kernel that is younger than two minutes reseeds every few seconds by itself.
+/// A kernel that has been up for less than two minutes reseeds every few seconds.
 pub fn reseeds() -> anyhow::Result<u64> {
     /// `VDSO_RNG_PAGE_OFFSET` of `include/vdso/datapage.h`.
     const PAGE: usize = 2;
@@ -249,7 +249,7 @@ pub fn answer_faults(address: usize, len: usize) -> Result<OwnedFd> {
     const API: u8 = 0xaa;
     /// `UFFDIO_REGISTER_MODE_MISSING`
     const MISSING: u64 = 1;
-    // SAFETY: Nobody has a fault in the range meanwhile.
+    // SAFETY: No thread has a fault in the range meanwhile.
     let file = unsafe { userfaultfd(UserfaultfdFlags::CLOEXEC) }?;
     let mut api = [u64::from(API), 0, 0];
     let mut range = [address as u64, len as u64, MISSING, 0];
@@ -396,7 +396,7 @@ pub fn write_at_address(file: &OwnedFd, address: usize, len: usize) -> Result<us
     answer(unsafe { libc::write(file.as_raw_fd(), address as *const c_void, len) })
 }
 
-/// `ioctl(2)` with a number that nobody has.
+/// `ioctl(2)` with an unused number.
 pub fn unknown_ioctl(file: &OwnedFd) -> Result<()> {
     ioctl(file, 0x7fff_0000, 0)
 }
@@ -408,7 +408,7 @@ pub fn ioctl(file: &OwnedFd, request: u32, argument: u8) -> Result<()> {
         .map(drop)
 }
 
-/// Runs `child` in a forked process, which goes on by itself.
+/// Runs `child` in a forked process, and does not wait for it.
 pub fn fork(child: impl FnOnce() -> bool) -> Result<Pid> {
     // SAFETY: The program has one thread when it forks.
     let pid = answer(unsafe { libc::fork() } as isize)?;
@@ -494,7 +494,7 @@ impl Uring {
 
     /// IORING_OP_READ of the counter. `None`: it was not answered in time.
     pub fn read(&mut self, file: &OwnedFd, timeout: &Timespec) -> anyhow::Result<Option<u32>> {
-        // Never freed: who knows when an operation that hangs comes to its end.
+        // Never freed: an operation that hangs may end at any time.
         let word: &'static AtomicU32 = Box::leak(Box::new(AtomicU32::new(0)));
         let fd = types::Fd(file.as_raw_fd());
         let entry = opcode::Read::new(fd, word.as_ptr().cast(), 4).build();

@@ -18,7 +18,7 @@ use std::{
     thread::{self, ScopedJoinHandle},
 };
 
-/// What a file says to who waits for it.
+/// The events of a file for a process that waits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Said {
     Nothing,
@@ -136,7 +136,7 @@ fn by_io_uring(file: &OwnedFd, timeout: &Timespec) -> anyhow::Result<Said> {
 /// Asks in every way, without waiting; all have to say this.
 ///
 /// That a file is readable is waited for: where the generator has to be reseeded first, and that
-/// would sleep, it is so a little later, and `poll` wakes who waits.
+/// would sleep, it is so a little later, and `poll` wakes the waiters.
 pub fn expect(file: &OwnedFd, expected: Said) -> anyhow::Result<()> {
     if expected == Said::Readable {
         let said = by_poll(file, &LONG)?;
@@ -166,9 +166,8 @@ const SLEEPS: [i64; 7] = [
     libc::SYS_io_uring_enter,
 ];
 
-/// Does something while a thread sleeps in each of the ways. Each has to be
-/// woken, and to say what is expected. Before that, `look` has its say on the
-/// thread that was woken.
+/// Does something while a thread sleeps in each of the ways. Each has to be woken, and to say what
+/// is expected. Before that, `look` checks the thread that was woken.
 pub fn woken(
     file: &OwnedFd,
     expected: Said,

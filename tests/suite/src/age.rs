@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Guests that are up for so long that their kernel no longer reseeds every other second by itself.
+//! Guests that have been up for so long that their kernel no longer reseeds every other second.
 
 use crate::{
     clones::two_cpus,
@@ -25,7 +25,7 @@ tests! {
 const OLD: u64 = 130;
 
 /// Moves the guest's clock, and waits until the kernel has made up for it. The next reseed that it
-/// makes by itself comes after CRNG_RESEED_INTERVAL.
+/// makes comes after CRNG_RESEED_INTERVAL.
 ///
 /// A process that spins or draws is better started after this.
 pub fn grow_old(vm: &mut Vm) -> Result<()> {
@@ -60,7 +60,7 @@ pub fn await_old_age(vm: &Vm) -> Result<()> {
     .map(drop)
 }
 
-/// What becomes of the kernel's generator by itself.
+/// The kernel's generator, without a restore.
 #[derive(Debug)]
 struct Course {
     /// Whether the kernel reseeds in some twenty seconds after it has reseeded.

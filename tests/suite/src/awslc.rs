@@ -126,7 +126,7 @@ fn warm_in_clones(context: &Context, options: Options) -> Result<()> {
     // VMClock's page is at an offset that AWS-LC does not map: pointed there, it says that it failed.
     let page = vm.options()?.source == Source::Ctra;
     grow_old(&mut vm)?;
-    // With the early look, hardly anything would be seen of what is wrong with the other page.
+    // With the early look, the fault of the other page would hardly be seen.
     vm.shell("insmod /vmgenid.ko sysgenid=1 early_look=0")?;
     let first = vmforks::published(&vm)?;
     let idle = format!("idle, at {first}, with a device: true");
@@ -208,7 +208,7 @@ fn without_a_device_clones_repeat_themselves(context: &Context) -> Result<()> {
     eprintln!("AWS-LC without a device: {common:?} draws in common");
     ensure!(
         common.iter().any(|&draws| draws > 0),
-        "they differ by themselves"
+        "they differ without the device"
     );
     Ok(())
 }

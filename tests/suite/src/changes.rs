@@ -57,8 +57,8 @@ impl Guest {
         Ok(counter)
     }
 
-    /// Runs a program, and does what it asks for. What else it prints is for
-    /// `hear`, line by line.
+    /// Runs a program, and makes the changes that it requests. Its other output is for `hear`, line
+    /// by line.
     pub fn run(&self, argv: &[&str], mut hear: impl FnMut(&str)) -> Result<Status> {
         let (stdin, mut answers) = UnixStream::pair()?;
         let (storming, mut line) = (AtomicBool::new(false), Vec::new());

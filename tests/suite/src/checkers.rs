@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The kernel's checkers: that they are there, and that what they say is heard.
+//! The kernel's checkers: that they are there, and that their reports fail a test.
 
 use crate::{
     context::{Context, genctr},
@@ -88,12 +88,12 @@ fn a_report_fails_the_test_that_ends_the_guest(_: &Context) -> Result<()> {
     reported("a clone", true)?;
 
     vm.shell(&say)?;
-    reported("a guest that goes on", false)?;
+    reported("a guest that continues", false)?;
     vm.restore(&snapshot, Some(45))?;
     drop(vm);
     reported("before a restore", true)?;
 
-    // And a guest that ended by itself, in the middle of a command.
+    // And a guest that ended in the middle of a command.
     let vm = observed.boot(genctr(42))?;
     let _ = vm.shell(&format!("{say}; poweroff -f"));
     drop(vm);

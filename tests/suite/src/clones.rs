@@ -41,8 +41,8 @@ const CLONES: u32 = 8;
 /// The counter that the guests begin with.
 const FIRST: u32 = 42;
 
-/// A processor for who spins, one for the kernel's own work. There is no RDRAND
-/// (qemu64 has none), so that nothing but the ID tells the clones apart.
+/// A CPU for the process that spins, one for the kernel's own work. There is no RDRAND (qemu64 has
+/// none), so that nothing but the ID tells the clones apart.
 pub fn two_cpus() -> Options {
     Options {
         smp: Some(2),
@@ -68,8 +68,8 @@ pub fn look_and_draw(context: &Context, options: Options) -> Result<()> {
     Ok(())
 }
 
-/// A hypervisor that changes the counter of a guest that runs already: who looks
-/// has seen the old one, after the restore. So the test before this can fail.
+/// A hypervisor that changes the counter of a guest that runs already: a process that observes has
+/// seen the old one, after the restore. So the test before this can fail.
 fn a_counter_that_comes_late_is_noticed(context: &Context) -> Result<()> {
     let mut warm = Warm::boot(context, two_cpus())?;
     let moment = warm.snapshot("s")?;
@@ -221,8 +221,8 @@ fn a_generator_that_is_not_initialized_is_restored(context: &Context) -> Result<
     Ok(())
 }
 
-/// A restore that cannot be had is an error of its own, in the words of whoever
-/// could not do it; no property is judged by it.
+/// An impossible restore is an error of its own, in the words of the program that could not do it;
+/// no property is judged by it.
 fn a_restore_that_fails_says_so(context: &Context) -> Result<()> {
     let mut vm = context.boot(two_cpus())?;
     let snapshot: Name = "s".parse()?;

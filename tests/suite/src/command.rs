@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! `vmgenid`, the command: what it prints, and its exit status.
+//! `vmgenid`, the command: its output, and its exit status.
 
 use crate::{
     context::{Context, driver, genctr, wait},
@@ -20,7 +20,7 @@ tests! {
     a_lesser_source_is_said
 }
 
-/// Runs a script: its exit status, what it prints, and what it complains of.
+/// Runs a script, and returns its exit status, its output and its error output.
 pub fn run(vm: &Vm, script: &str) -> Result<(u8, String, String)> {
     let output = vm.exec(["sh", "-c", script])?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
@@ -240,7 +240,7 @@ fn watch_tells_of_each_restore(context: &Context) -> Result<()> {
         says(&vm, file, "watching vmgenid, generation 42")?;
     }
 
-    // Restores of one snapshot, and one of another one: each says what it saw.
+    // Restores of one snapshot, and one of another one. Each clone prints the change that it saw.
     vm.snapshot(&"first".parse()?)?;
     let mut clone = vm.clone_from(&"first".parse()?, Some(50), None)?;
     let lines = ["restored: generation 42 -> 50", r#""from":"42","to":"50"}"#];
@@ -258,7 +258,7 @@ fn watch_tells_of_each_restore(context: &Context) -> Result<()> {
         );
     }
 
-    // Whoever it was that unbound it.
+    // Unbound by any process.
     vm.shell(&format!("cd {}; echo *[:.]* >unbind", driver()))?;
     says(
         &vm,
@@ -277,7 +277,7 @@ fn watch_runs_a_command(context: &Context) -> Result<()> {
     vm.spawn(["sh", "-c", once], "/dev/null")?;
     let killed = r#"vmgenid watch --once --exec 'kill -9 $$'; echo "status $?""#;
     vm.spawn(["sh", "-c", killed], "/tmp/killed")?;
-    // Nobody listens: it is run all the same.
+    // No process reads the output. The command is run anyway.
     let full = "vmgenid watch --timeout 1000years --exec 'echo ran >/tmp/full.ran' >/dev/full";
     vm.spawn(["sh", "-c", full], "/tmp/full")?;
     for file in ["/tmp/exec", "/tmp/once", "/tmp/killed", "/tmp/full"] {

@@ -42,7 +42,7 @@ fn boot(context: &Context) -> Result<Vm> {
     )
 }
 
-/// Starts those who look, and waits until all of them do.
+/// Starts the observers, and waits until all of them observe.
 fn contend(vm: &Vm, counter: u32, arguments: &str) -> Result<Background> {
     let all = Background::start(vm, &format!("exec contract contend {arguments}"))?;
     all.await_line(vm, &format!("all at {counter}"))?;
@@ -96,7 +96,7 @@ fn await_all(vm: &Vm, all: &Background, counter: u32) -> Result<()> {
     wait("all readers", || {
         let says = all.says(vm)?;
         let last = says.lines().last().unwrap_or_default();
-        ensure!(last.starts_with("all at "), "somebody says: {last}");
+        ensure!(last.starts_with("all at "), "a process reports: {last}");
         Ok((last == format!("all at {counter}")).then_some(()))
     })
 }
@@ -162,7 +162,7 @@ fn notifications_without_a_change_do_nothing(context: &Context) -> Result<()> {
     let all = contend(&vm, FIRST, "--steps --readers 64 --pollers 8")?;
     notify(&vm, scaled(10_000))?;
     expect_count(&vm, 0)?;
-    // Whoever was waked by them sleeps again, and is waked by the next change.
+    // Waiters that they woke sleep again, and wake at the next change.
     set_paused(&mut vm, FIRST + 1)?;
     all.await_line(&vm, &format!("all at {}", FIRST + 1))?;
     expect_count(&vm, 1)?;
@@ -227,7 +227,7 @@ fn no_lock_is_held_while_a_buffer_faults(context: &Context) -> Result<()> {
     }
     all.kill(&vm)?;
 
-    // Nor are they in the way of somebody who unbinds the device.
+    // They do not block an unbind of the device either.
     for promise in [
         "readv_returns_the_counter_in_any_split",
         "an_unbound_device_answers_enodev",

@@ -122,8 +122,8 @@ impl Context {
     }
 }
 
-/// What the environment says that the module is to be loaded with. Who loads it by
-/// `insmod` takes [`PARAMETERS`].
+/// The module's parameters, from the environment. A test that loads the module by `insmod` takes
+/// [`PARAMETERS`].
 pub fn parameters() -> Option<String> {
     let parameters = std::env::var("VMGENID_PARAMETERS").ok();
     parameters.filter(|parameters| !parameters.is_empty())
@@ -164,16 +164,16 @@ pub fn driver() -> String {
 }
 
 /// A time that is long for the tiny kernel, as the kernel in use needs it.
-pub fn patience(time: Duration) -> Duration {
-    time * kernel::needs(&kernel::default()).patience
+pub fn scaled_time(time: Duration) -> Duration {
+    time * kernel::needs(&kernel::default()).slowness
 }
 
 /// So many in the tiny kernel; fewer where each takes long.
 pub fn scaled(count: u32) -> u32 {
-    count / kernel::needs(&kernel::default()).patience
+    count / kernel::needs(&kernel::default()).slowness
 }
 
-/// What was waited for has not come.
+/// The awaited event has not come.
 #[derive(Debug)]
 pub struct Late {
     what: String,
@@ -196,7 +196,7 @@ impl std::error::Error for Late {}
 /// [`Late`], or what `done` returns.
 pub fn wait<T>(what: &str, mut done: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
-    let bound = patience(Duration::from_secs(60));
+    let bound = scaled_time(Duration::from_secs(60));
     // Asking a guest costs it some 20 ms.
     let mut pause = Duration::from_millis(25);
     loop {
@@ -286,7 +286,7 @@ pub fn settled_reseeds(vm: &Vm) -> Result<usize> {
 }
 
 /// How often the kernel's generator has been reseeded, for whatever reason: a young kernel does so
-/// every few seconds by itself.
+/// every few seconds.
 pub fn generation(vm: &Vm) -> Result<u64> {
     Ok(vm.shell("contract reseeds")?.trim().parse()?)
 }
@@ -300,7 +300,7 @@ pub struct Reply {
     pub first: Duration,
     /// How long it took until the counter was read.
     pub then: Duration,
-    /// What was drawn after that.
+    /// The draws after that.
     pub drawn: String,
 }
 
@@ -376,8 +376,8 @@ pub fn no_node(vm: &Vm) -> Result<()> {
     Ok(())
 }
 
-/// Nothing in the kernel's log may look like a bug. Each guest is looked at
-/// when it ends; this is for a guest that goes on.
+/// Nothing in the kernel's log may look like a bug. Each guest is looked at when it ends; this is
+/// for a guest that continues.
 pub fn no_splat(vm: &Vm) -> Result<()> {
     match reports::first(&vm.shell("dmesg")?) {
         Some(report) => bail!("the kernel's log has: {report}"),

@@ -4,7 +4,7 @@
 //! for a guest or for QEMU returns with an error then. What the guests of a failed test and their
 //! QEMUs wrote is kept in out/failed/TEST.
 
-use crate::{context::patience, results};
+use crate::{context::scaled_time, results};
 use anyhow::{Result, anyhow, ensure};
 use harness::{AtStart, Host, Name, Vm, qapi::qmp};
 use rustix::process::{Pid, Signal, kill_process};
@@ -17,8 +17,8 @@ use std::{
     time::Duration,
 };
 
-/// What is done to the guests' QEMUs and to the test's other programs after the deadline, and for
-/// how many seconds the test may go on after that. Then the run ends.
+/// The signals to the guests' QEMUs and to the test's other programs after the deadline, and how
+/// many seconds the test may continue after each. Then the run ends.
 const STEPS: [(Signal, u64); 4] = [
     (Signal::TERM, 2),
     (Signal::KILL, 10),
@@ -41,7 +41,7 @@ pub struct Guests(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    /// Where the logs are kept. There is none for what is not a test of the suite.
+    /// Where the logs are kept. There is none for other tests than those of the suite.
     folder: Option<PathBuf>,
     running: Vec<(u32, Name)>,
     started: u32,
@@ -192,7 +192,7 @@ impl Watchdog {
         for (signal, seconds) in STEPS {
             self.each_guest("cannot end it", |vm, _, _| vm.kill());
             signal_children(&Path::new("/proc").join(&self.thread), signal);
-            if self.ends_within(patience(Duration::from_secs(seconds))) {
+            if self.ends_within(scaled_time(Duration::from_secs(seconds))) {
                 return;
             }
         }
@@ -228,7 +228,7 @@ impl Watchdog {
 /// A VM that belongs to another thread.
 fn open(name: &Name) -> Result<Vm> {
     let mut host = Host::from_env()?;
-    host.timeout = patience(ANSWER);
+    host.timeout = scaled_time(ANSWER);
     Vm::open(&host, name)
 }
 

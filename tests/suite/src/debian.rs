@@ -133,7 +133,7 @@ fn await_node(vm: &Vm, node: &str) -> Result<()> {
     })
 }
 
-/// What everybody may do.
+/// A command of an unprivileged user.
 fn as_nobody(vm: &Vm, script: &str) -> Result<String> {
     let output = vm.exec(["runuser", "-u", "nobody", "--", "sh", "-c", script])?;
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -141,8 +141,8 @@ fn as_nobody(vm: &Vm, script: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().into())
 }
 
-/// The disk of a guest in which apt has installed the packages. Who comes first
-/// makes it: without metadata first, which fails, and then with it.
+/// The disk of a guest in which apt has installed the packages. The first test makes it: without
+/// metadata first, which fails, and then with it.
 fn installed(context: &Context) -> Result<PathBuf> {
     static DISK: Mutex<Option<PathBuf>> = Mutex::new(None);
     let mut disk = DISK.lock().unwrap_or_else(PoisonError::into_inner);
@@ -197,7 +197,7 @@ fn vmclock_is_for_every_user_if_wanted(context: &Context) -> Result<()> {
     await_node(&vm, "/dev/vmgenid")?;
     await_node(&vm, "/dev/vmclock0")?;
     let counter = as_nobody(&vm, "/tmp/contract counter")?;
-    ensure!(counter == "read 42, mapped 42", "nobody sees: {counter}");
+    ensure!(counter == "read 42, mapped 42", "as nobody: {counter}");
     let mode = |vm: &Vm| -> Result<String> {
         Ok(vm.shell("stat -c '%a %U %G' /dev/vmclock0")?.trim().into())
     };
@@ -220,7 +220,7 @@ fn a_user_reads_maps_and_polls(context: &Context) -> Result<()> {
     let mode = vm.shell("stat -c '%a %U %G' /dev/vmgenid")?;
     ensure!(mode.trim() == "444 root root", "the node is {mode}");
     let counter = as_nobody(&vm, "/tmp/contract counter")?;
-    ensure!(counter == "read 42, mapped 42", "nobody sees: {counter}");
+    ensure!(counter == "read 42, mapped 42", "as nobody: {counter}");
     let get = as_nobody(&vm, "vmgenid get")?;
     ensure!(get == "42", "vmgenid get: {get}");
     // Units can wait for the node; systemd knows of it when udev is through with it.
@@ -240,7 +240,7 @@ fn a_user_reads_maps_and_polls(context: &Context) -> Result<()> {
         Ok(vm.shell("cat /tmp/watch")?.contains("43").then_some(()))
     })?;
     let counter = as_nobody(&vm, "/tmp/contract counter")?;
-    ensure!(counter == "read 43, mapped 43", "nobody sees: {counter}");
+    ensure!(counter == "read 43, mapped 43", "as nobody: {counter}");
     expect_reseeds(&vm, 1)?;
     Ok(())
 }

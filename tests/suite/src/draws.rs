@@ -21,7 +21,7 @@ pub fn start(vm: &Vm, more: &[&str]) -> Result<()> {
     })
 }
 
-/// What was drawn in one clone: when, since the change was seen, and what.
+/// The draws of one clone: the time since the change was seen, and the bytes.
 pub struct Draws(Vec<(Duration, String)>);
 
 impl Draws {
@@ -58,7 +58,7 @@ impl FromStr for Draws {
     }
 }
 
-/// How much of what was drawn in several clones is the same.
+/// The share of equal draws in several clones.
 pub struct Same {
     clones: usize,
     /// How many have something that another has, too.

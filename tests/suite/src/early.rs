@@ -64,7 +64,7 @@ fn threads(vm: &Vm) -> Result<Vec<String>> {
     )
 }
 
-/// Who shares ACPI's interrupt.
+/// The handlers that share ACPI's interrupt.
 fn sharers(vm: &Vm) -> Result<String> {
     Ok(vm
         .shell("awk '/ acpi/ { sub(/.*fasteoi */, \"\"); print }' /proc/interrupts")?
@@ -188,8 +188,8 @@ fn cpus_that_come_and_go_do_not_matter(context: &Context) -> Result<()> {
 fn a_cpu_in_other_hands_holds_up_nobody(context: &Context) -> Result<()> {
     let guest = boot(context, options())?;
     let vm = &guest.vm;
-    // Where ACPI's own thread would be starved, nobody can unbind anything of it. The
-    // interrupt moves with the next one.
+    // While ACPI's own thread is starved, no process can unbind its devices. The interrupt moves
+    // with the next one.
     vm.shell(&format!("echo 1 >/proc/irq/{}/smp_affinity", irq(vm)?))?;
     let before = published(vm)?;
     let reseeds = |expected| {
@@ -276,8 +276,8 @@ fn ten_thousand_other_interrupts_do_nothing(context: &Context) -> Result<()> {
     no_splat(&guest.vm)
 }
 
-/// Expect that ACPI's interrupt, and the thread that it wakes, go on while the vmfork notifiers wait
-/// for `rtnl_lock`.
+/// Expect that ACPI's interrupt, and the thread that it wakes, continue while the vmfork notifiers
+/// wait for `rtnl_lock`.
 fn rtnl_in_other_hands_holds_up_no_interrupt(context: &Context) -> Result<()> {
     let guest = boot(context, options())?;
     let vm = &guest.vm;
@@ -309,18 +309,18 @@ fn rtnl_in_other_hands_holds_up_no_interrupt(context: &Context) -> Result<()> {
 }
 
 /// Expect that the driver claims no interrupt, not even one at which it sees a new ID: the kernel
-/// counts interrupts that nobody claims, and shuts a line that has too many.
+/// counts interrupts that no handler claims, and shuts a line that has too many.
 fn it_claims_no_interrupt(context: &Context) -> Result<()> {
     let guest = boot(context, options())?;
     let vm = &guest.vm;
     let irq = irq(vm)?;
-    // When the last one was that nobody claimed.
+    // The time of the last interrupt that no handler claimed.
     let unclaimed = || vm.shell(&format!("grep last /proc/irq/{irq}/spurious"));
 
     let first = unclaimed()?;
     vmforks::interrupt(vm, 10)?;
     let second = unclaimed()?;
-    ensure!(second != first, "it claims what is for nobody: {first}");
+    ensure!(second != first, "it claims an unclaimed interrupt: {first}");
 
     notifications::hold(vm)?;
     vm.shell("sleep 1")?;
@@ -328,7 +328,10 @@ fn it_claims_no_interrupt(context: &Context) -> Result<()> {
     guest.change()?;
     vmforks::interrupt(vm, 1)?;
     let third = unclaimed()?;
-    ensure!(third != second, "it claims what is for nobody: {second}");
+    ensure!(
+        third != second,
+        "it claims an unclaimed interrupt: {second}"
+    );
     expect_published(vm, before + 1)
 }
 
@@ -365,7 +368,7 @@ fn unbinding_in_the_middle_of_interrupts_loses_nothing(context: &Context) -> Res
         (1..=changes + changes / 20 + 1).contains(&reseeds),
         "{reseeds} calls of the notifiers for {changes} new IDs"
     );
-    // What is there now was seen, and nothing is left to do.
+    // The present ID was seen, and nothing is left to do.
     guest.check(&["contract", "button", "--presses", "10"])?;
     notify(&guest.vm, 1)?;
     expect_count(&guest.vm, reseeds)?;

@@ -20,8 +20,7 @@ tests! {
     each_registration_that_fails_has_its_outcome (20 min)
 }
 
-/// A guest in which nothing fails by itself, and no fault that was asked for
-/// says so.
+/// A guest in which nothing else fails, and no injected fault says so.
 fn boot(context: &Context, options: Options) -> Result<Vm> {
     let vm = vmforks::boot(
         context,
@@ -46,7 +45,7 @@ fn boot(context: &Context, options: Options) -> Result<Vm> {
     Ok(vm)
 }
 
-/// Nothing has leaked, nothing has given up looking, and nobody has complained.
+/// Nothing has leaked, kmemleak still runs, and the kernel has reported nothing.
 fn clean(vm: &Vm) -> Result<()> {
     // What is younger than five seconds counts as in use, and what changes
     // between two looks does, too.
@@ -60,8 +59,7 @@ fn clean(vm: &Vm) -> Result<()> {
     no_splat(vm)
 }
 
-/// How many faults a walk has injected, by what it says, in which each of
-/// `outcomes` has to be.
+/// How many faults a walk has injected, by its report, in which each of `outcomes` has to be.
 fn faults(said: &str, outcomes: &[&str]) -> Result<u32> {
     let count = said
         .lines()
@@ -248,7 +246,7 @@ fn expect_works(vm: &Vm) -> Result<()> {
     Ok(())
 }
 
-/// Has a function fail once, for whoever calls it.
+/// Has a function fail once, for any caller.
 fn inject(vm: &Vm, function: &str, error: Option<i32>, nth: u32) -> Result<()> {
     let retval = error.map_or(String::new(), |errno| {
         format!("printf %#x -{errno} >{function}/retval;")

@@ -4,9 +4,9 @@
 //! device in each, and what the driver makes of it: what the contract says, in
 //! one line of the kernel's log, and nothing that spoils another device.
 //!
-//! All tables for a kind of machine are in one guest, in which the system binds
-//! nothing by itself: each test loads the module, binds its device, looks, and
-//! takes it all back. In one more guest the system binds them all at boot.
+//! All tables for a kind of machine are in one guest, in which the system binds nothing: each test
+//! loads the module, binds its device, looks, and takes it all back. In one more guest the system
+//! binds them all at boot.
 
 mod guest;
 mod rows;
@@ -41,7 +41,7 @@ const SCENARIOS: &[Scenario] = &[
     ("objects_that_change_are_looked_at_anew", moving),
 ];
 
-/// What is said where the driver cannot have ACPI's interrupt, too.
+/// The message where the driver cannot share ACPI's interrupt.
 const NOT_SHARED: &str = "no early look at the generation ID, the notification has to do: \
     the SCI cannot be shared";
 
@@ -119,8 +119,8 @@ fn notification(guest: &Guest) -> Result<()> {
     for n in 1..=3 {
         // Reading the attribute runs the method.
         let attribute = format!("/sys/bus/acpi/devices/{}/sun", guest.device(device));
-        // Not into a pipe: `cat` would hold its lock all the time, for minutes where the
-        // kernel is slow, and whoever reads from it would be reported as hung.
+        // Not into a pipe: `cat` would hold its lock all the time, for minutes where the kernel is
+        // slow, and the reader would be reported as hung.
         guest.vm.shell(&format!("cat {attribute} >/tmp/sun"))?;
         wait("a reseed", || {
             Ok((reseeds(&guest.vm)? >= before + n).then_some(()))
@@ -139,8 +139,8 @@ fn storm(guest: &Guest) -> Result<()> {
     guest.expect(device, &Outcome::Node)?;
     let before = settled_reseeds(&guest.vm)?;
     let attribute = format!("/sys/bus/acpi/devices/{}/sun", guest.device(device));
-    // Not into a pipe: `cat` would hold its lock all the time, for minutes where the
-    // kernel is slow, and whoever reads from it would be reported as hung.
+    // Not into a pipe: `cat` would hold its lock all the time, for minutes where the kernel is
+    // slow, and the reader would be reported as hung.
     guest.vm.shell(&format!("cat {attribute} >/tmp/sun"))?;
     // This waits for the handlers that are under way.
     guest.unbind(device)?;
@@ -168,8 +168,8 @@ fn moving(guest: &Guest) -> Result<()> {
     guest.unbind(device)
 }
 
-/// The same tables, and QEMU's own device, without somebody who looks after
-/// them: the module is loaded when the machine boots.
+/// The same tables, and QEMU's own device, without a guest program that looks after them: the
+/// module is loaded when the machine boots.
 fn all_at_boot(context: &Context, machine: Machine) -> Result<()> {
     let guest = Guest::boot_all(context, machine)?;
     // Without the time.

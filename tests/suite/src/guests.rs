@@ -30,7 +30,7 @@ fn reseeds_without_a_node(context: &Context, options: Options) -> Result<()> {
     let bound = vm.shell(&format!("ls -d {}/*[:.]*", driver()))?;
     ensure!(bound.lines().count() == 1, "bound devices: {bound}");
     no_node(&vm)?;
-    // An absent CTRA is no news.
+    // The driver logs nothing about an absent CTRA.
     let said = vm.shell("dmesg | grep -i 'vmgen.*CTRA' || true")?;
     ensure!(said.is_empty(), "the driver says: {said}");
 
@@ -172,13 +172,13 @@ fn the_id_is_nowhere_to_be_seen(context: &Context) -> Result<()> {
         seen.windows(what.len())
             .any(|at| at.eq_ignore_ascii_case(what))
     };
-    // What is there is found: the device's ID in its ACPI table, and text.
+    // A control finds existing bytes: the device's ID in its ACPI table, and text.
     ensure!(
         has(b"VM_Gen_Counter") && has(b"Linux version"),
         "nothing was read"
     );
 
-    ensure!(!has(b"/raw\n"), "everybody can read QEMU's fw_cfg");
+    ensure!(!has(b"/raw\n"), "all users can read QEMU's fw_cfg");
 
     let id = id_in_memory(&vm)?;
     for half in id.chunks(8) {

@@ -32,7 +32,7 @@ const OTHERS: [(&str, &str); 7] = [
     ("a folder", "mkdir /dev/random"),
     ("a FIFO", "mkfifo /dev/random"),
     ("/dev/null", "mknod /dev/random c 1 3"),
-    // The same name, and nobody's number.
+    // The same name, with an unused number.
     ("a device that is not there", "mknod /dev/random c 1 250"),
     ("a block device", "mknod /dev/random b 1 8"),
 ];
@@ -41,7 +41,7 @@ const OTHERS: [(&str, &str); 7] = [
 /// to the log.
 fn load(vm: &Vm, make: &str) -> Result<(bool, Vec<String>)> {
     let name = kernel::driver(&kernel::default());
-    // Not for ever: one that opens a FIFO would wait for somebody to write to it.
+    // Not for ever: a driver that opened a FIFO would wait for a writer.
     let script = format!(
         "mount -t tmpfs dev /dev && {make} && dmesg -c >/dev/null; \
          timeout -s KILL 20 insmod /vmgenid.ko; loaded=$?; umount -l /dev; exit $loaded"
@@ -71,7 +71,7 @@ fn boot(context: &Context) -> Result<Vm> {
 /// so in one line, and reseeds by `add_vmfork_randomness()` within the rule.
 fn vmgenid_falls_back_where_dev_random_is_another_thing(context: &Context) -> Result<()> {
     let mut vm = boot(context)?;
-    // What it says in any case.
+    // The message in any case.
     let (loaded, usual) = load(&vm, "mknod /dev/random c 1 8")?;
     ensure!(loaded, "not loaded: {usual:?}");
     vm.shell("rmmod vmgenid")?;
@@ -132,7 +132,7 @@ fn vmgenctr_refuses_where_dev_random_is_another_thing(context: &Context) -> Resu
 }
 
 /// Expect that a restore is a change like any other before the kernel's generator is ready: a read
-/// returns the new counter, and what is drawn once the generator is ready includes the ID.
+/// returns the new counter, and draws after the generator is ready depend on the ID.
 fn a_generator_that_is_not_ready_yet_gets_the_id(context: &Context) -> Result<()> {
     let options = Options {
         smp: Some(2),
@@ -160,7 +160,7 @@ fn a_generator_that_is_not_ready_yet_gets_the_id(context: &Context) -> Result<()
             !is_ready(&clone)?,
             "the generator was ready before the read"
         );
-        // By itself: a seed of the host's would make the difference.
+        // Without help: a seed of the host's would make the difference.
         clone.shell("head -c 1 /dev/random >/dev/null")?;
         draws.insert(clone.shell("head -c 32 /dev/random | od -An -tx1")?);
         // From now on it reseeds as ever.
@@ -218,7 +218,7 @@ fn ten_thousand_changes_are_outlived(context: &Context) -> Result<()> {
         }
         let said = background.kill(&vm)?;
         ensure!(said.is_empty(), "{what}: {said}");
-        // Whatever was going on has come to its end, at any place.
+        // All earlier operations have ended.
         vm.shell(&format!(
             "sleep 1; rmmod {name} 2>/dev/null; insmod /vmgenid.ko sysgenid=1"
         ))?;

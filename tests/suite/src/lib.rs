@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The tests: each boots the machines it needs, or shares one, and looks at
-//! what the guest says. The benchmark (tests/bench) uses what is public.
+//! The tests: each boots the machines it needs, or shares one, and looks at what the guest says.
+//! The benchmark (tests/bench) uses the public items.
 
 pub mod age;
 mod awslc;
@@ -47,7 +47,7 @@ pub mod vmforks;
 mod warm;
 
 use anyhow::{Context as _, Result, ensure};
-use context::{Context, patience};
+use context::{Context, scaled_time};
 use deadline::Guests;
 use libtest_mimic::Arguments;
 use on::On;
@@ -160,7 +160,7 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
     Ok(conclusion.exit_code())
 }
 
-/// What is in out/failed is of this run.
+/// The content of out/failed is of this run.
 fn empty_failed() -> Result<()> {
     let Some(failed) = results::out().map(|out| out.join("failed")) else {
         return Ok(());
@@ -200,7 +200,7 @@ fn run(
     test: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let start = Instant::now();
-    let deadline = minutes.map(|minutes| patience(Duration::from_secs(60) * minutes));
+    let deadline = minutes.map(|minutes| scaled_time(Duration::from_secs(60) * minutes));
     let result = guests.watch(name, deadline, test);
     results::add(name, start.elapsed(), &result);
     result
@@ -220,7 +220,7 @@ struct Test {
     name: &'static str,
     /// How long it may take with the tiny kernel.
     minutes: u32,
-    /// Where it runs: what is said of the whole table, and of this test.
+    /// Where it runs: the words of the whole table, and of this test.
     on: [&'static [On]; 2],
     run: fn(&Context) -> Result<()>,
 }

@@ -33,7 +33,7 @@ pub fn trials() -> Result<Vec<Trial>> {
     let names = promises::list(&Context::new()?, "header", &[])?;
     let trial = |program: &str, name: &str, on| {
         let boot = |context: &Context| Guest::boot(context, Options::default());
-        // What it has to know to unbind the device.
+        // The names that it needs to unbind the device.
         let script = format!(
             "cd {} && DEVICE=$(basename *[:.]*) BIND=$PWD/bind UNBIND=$PWD/unbind exec {program} {name}",
             driver()
@@ -141,8 +141,8 @@ impl Stream {
     }
 }
 
-/// Each draw is long enough that the snapshot comes in the middle of one of each
-/// thread that runs. Whatever a thread got after that, nobody else has.
+/// Each draw is long enough that the snapshot comes in the middle of one of each thread that runs.
+/// No other thread and no other clone has the bytes that a thread got after that.
 fn no_clone_continues_the_stream_of_another(context: &Context) -> Result<()> {
     let mut vm = context.boot(two_cpus())?;
     await_random(&vm)?;
@@ -218,7 +218,7 @@ fn without_the_device_clones_repeat_themselves(context: &Context) -> Result<()> 
     let [one, other] = [0, 1].map(|n| &clones[n][last - 1].ends);
     ensure!(
         one == other,
-        "they differ by themselves: {one:?}, {other:?}"
+        "they differ without the device: {one:?}, {other:?}"
     );
     let refused = vm.exec(["contract", "stream", "--out", "/tmp/refused"])?;
     let said = String::from_utf8_lossy(&refused.stdout).into_owned();

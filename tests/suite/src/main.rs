@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The test suite. See the library for what is in it.
+//! The test suite. The library has its parts.
 
 fn main() -> std::process::ExitCode {
     suite::main()

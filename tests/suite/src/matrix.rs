@@ -155,7 +155,7 @@ pub fn load_snapshot(vm: &Vm, snapshot: &str) -> Result<()> {
     vm.qmp(&qmp::job_dismiss { id: "load".into() }).map(drop)
 }
 
-/// The same counter and the same ID: nobody in the guest learns of anything.
+/// The same counter and the same ID: no process in the guest sees a change.
 fn live_migration(context: &Context, warm: Warm, folder: &Path) -> Result<()> {
     let counter = warm.vm.options()?.counter().context("no counter")?;
     let guid = warm.vm.qmp(&query_vm_generation_id {})?.guid;
@@ -184,7 +184,7 @@ fn live_migration(context: &Context, warm: Warm, folder: &Path) -> Result<()> {
     warm::check_running(&warm.vm, &moment, counter + 1)
 }
 
-/// QEMU is killed while it saves: what it had saved before can be restored.
+/// QEMU is killed while it saves. An earlier snapshot can still be restored.
 fn a_killed_savevm_leaves_earlier_snapshots_whole(context: &Context) -> Result<()> {
     let mut vm = context.boot(genctr(FIRST))?;
     vm.shell("echo before >/tmp/mark")?;

@@ -57,7 +57,7 @@ fn one_line_says_that_there_is_no_early_look(context: &Context) -> Result<()> {
 fn the_generic_event_device_notifies(context: &Context) -> Result<()> {
     let mut vm = context.boot(firecracker(genctr(42)))?;
     await_random(&vm)?;
-    // Nobody looks at the device: the notification alone has the kernel reseeded.
+    // No process uses the device: the notification alone has the kernel reseeded.
     let before = settled_reseeds(&vm)?;
     vm.set_genctr(43)?;
     expect_reseeds(&vm, before + 1)?;

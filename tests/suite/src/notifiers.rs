@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The vmfork notifiers: called once for each ID that is published, after that, and waited for by
-//! nobody. Ours takes `rtnl_lock`, as WireGuard's does.
+//! The vmfork notifiers: called once for each published ID, after the publication. No call waits
+//! for them. Ours takes `rtnl_lock`, as WireGuard's does.
 
 use crate::{
     age::grow_old,
     clones::two_cpus,
-    context::{Context, Reply, genctr, is_builtin, no_splat, patience, wait},
+    context::{Context, Reply, genctr, is_builtin, no_splat, scaled_time, wait},
     notifications, tests,
     vmforks::{self, Background, count, expect_count, expect_published, notify, published},
 };
@@ -61,7 +61,7 @@ impl Blocked {
     }
 }
 
-/// The process of `contract at-once`, and what it says of the change to this counter.
+/// The process of `contract at-once`, and its report of the change to this counter.
 fn reply(vm: &Vm, process: &Background, value: u32) -> Result<Reply> {
     let reply = wait("a reply to the change", || {
         let says = process.says(vm)?;
@@ -70,7 +70,7 @@ fn reply(vm: &Vm, process: &Background, value: u32) -> Result<Reply> {
     })?;
     for (what, took) in [("the first call", reply.first), ("the read", reply.then)] {
         ensure!(
-            took < patience(AT_ONCE),
+            took < scaled_time(AT_ONCE),
             "{what} took {took:?}, after the change to {value}: {reply:?}"
         );
     }
@@ -78,8 +78,8 @@ fn reply(vm: &Vm, process: &Background, value: u32) -> Result<Reply> {
 }
 
 /// Expect that in a clone in which `rtnl_lock` is held, a read, a read with O_NONBLOCK and poll(0)
-/// return at once, with the kernel reseeded: no two clones draw the same. Nobody but the work item
-/// waits for the lock. When it is released, the notifiers have been called once.
+/// return at once, with the kernel reseeded: no two clones draw the same. Only the work item waits
+/// for the lock. When it is released, the notifiers have been called once.
 fn rtnl_in_other_hands_holds_up_nobody(context: &Context) -> Result<()> {
     let mut vm = vmforks::boot(context, two_cpus())?;
     grow_old(&mut vm)?;

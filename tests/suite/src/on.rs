@@ -14,8 +14,8 @@ pub enum On {
     /// Also with VMGENID_PARAMETERS, VMGENID_SOURCE and VMGENID_MACHINE: what the driver promises
     /// whatever it is loaded with, and wherever the counter is.
     AnySetup,
-    /// Only with the kernel `tiny`: what is the same with all, QEMU and the tool for example, and
-    /// what counts a guest's instructions.
+    /// Only with the kernel `tiny`: tests that do not depend on the kernel, of QEMU and the tool
+    /// for example, and what counts a guest's instructions.
     Tiny,
     /// Only with a kernel that has its own driver built in.
     Builtin,

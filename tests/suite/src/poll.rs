@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Who waits for the counter to change, when the machine is restored.
+//! Processes that wait for the counter to change, when the machine is restored.
 
 use crate::{
     context::{Context, await_random, expect_reseeds, genctr, settled_reseeds, wait},

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The QEMU series: what it adds, and that it leaves alone who does not ask.
+//! The QEMU series: its additions, and that nothing changes without its options.
 
 use crate::{
     context::{Context, await_random, counter, genctr, no_node, reseeds, wait},

@@ -43,17 +43,16 @@ const PHRASES: [&str; 26] = [
 /// What kmemleak's list of leaks begins each one with.
 const LEAK: &str = "unreferenced object";
 
-/// Who allocates what only ACPICA itself can free: its parser's objects. It loses
-/// them where a method calls itself until that is too deep (7.3.4).
+/// The functions whose allocations only ACPICA can free: its parser's objects. It loses them where
+/// a method calls itself until that is too deep (7.3.4).
 const ACPICAS_OWN: &str = "acpi_ps_alloc_op+";
 
 /// How many lines a report has, at most.
 const LINES: usize = 80;
 
-/// What a guest can say by itself about how it fared; no news is good news. The
-/// bits are those of a machine check, a bad page, an oops, a warning and a soft
-/// lockup. kmemleak tells of a leak in the second scan that sees it, and not in
-/// the first 5 seconds (mm/kmemleak.c); the list comes last.
+/// The reports that a guest's kernel makes without a request; none is good. The bits are those of a
+/// machine check, a bad page, an oops, a warning and a soft lockup. kmemleak tells of a leak in the
+/// second scan that sees it, and not in the first 5 seconds (mm/kmemleak.c); the list comes last.
 const QUESTIONS: &str = "
     tainted=$(cat /proc/sys/kernel/tainted)
     [ $((tainted & 17072)) -eq 0 ] || echo \"the kernel is tainted: $tainted\"
@@ -115,7 +114,7 @@ impl Reports {
         self.look_at_console(vm);
     }
 
-    /// Adds what is on the console of a guest that goes on.
+    /// Adds the console of a guest that continues.
     pub fn look_at_console(&self, vm: &Vm) {
         // There is none where QEMU did not start.
         let console = vm.console().unwrap_or_default();

@@ -43,7 +43,7 @@ fn read_reseeds_for_an_id_that_comes_without_a_new_counter(context: &Context) ->
     no_splat(&vm)
 }
 
-/// A call that returns after a reseed. One that the kernel makes by itself at that moment hides one
+/// A call that returns after a reseed. A periodic reseed of the kernel at that moment hides one
 /// that is missing.
 fn reseeded_by(vm: &Vm, call: impl FnOnce() -> Result<()>) -> Result<()> {
     let before = generation(vm)?;
@@ -52,7 +52,7 @@ fn reseeded_by(vm: &Vm, call: impl FnOnce() -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// How many lines a change makes by itself, where notifications are held back: none beside
+/// How many lines a change makes without a call, where notifications are held back: none beside
 /// `vmgenctr`, which forces a reseed without a word.
 fn told() -> usize {
     usize::from(!is_builtin())
@@ -63,7 +63,7 @@ fn a_notification_reseeds_once(context: &Context) -> Result<()> {
     let before = settled_reseeds(&vm)?;
     for (n, value) in (43..48).enumerate() {
         vm.set_genctr(value)?;
-        // Nobody reads: it is the notification that does it.
+        // No process reads: the notification has the kernel reseeded.
         expect_reseeds(&vm, before + n + 1)?;
         expect_counter(&vm, value)?;
     }
@@ -127,8 +127,8 @@ fn readers_and_notifications_reseed_once_per_id(context: &Context) -> Result<()>
     ))?;
     ensure!(said.is_empty(), "the readers say: {said}");
     expect_counter(&vm, 21)?;
-    // One each. QEMU writes while the guest runs: an ID that a reader sees half
-    // written costs one more, rarely. Who takes no turns has many more.
+    // One each. QEMU writes while the guest runs: an ID that a reader sees half written costs one
+    // more, rarely. A driver without turns has many more.
     let count = settled_reseeds(&vm)? - before;
     ensure!((20..=22).contains(&count), "{count} reseeds for 20 new IDs");
     no_splat(&vm)

@@ -25,7 +25,7 @@ fn done() -> MutexGuard<'static, Vec<Done>> {
     DONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The folder for what is made, if this runs in a checkout.
+/// The folder for output, if this runs in a checkout.
 pub fn out() -> Option<PathBuf> {
     Some(PathBuf::from(std::env::var_os("VMGENID_TOP")?).join("out"))
 }

@@ -25,11 +25,11 @@ pub struct Shared<G> {
     tests: Arc<()>,
 }
 
-/// A guest that can be shared. When it is dropped, its kernel is asked what it has to report.
+/// A guest that can be shared. When it is dropped, the suite asks its kernel for reports.
 pub trait Guest: Send + 'static {
     /// A guest that is down or paused cannot be asked.
     fn can_be_asked(&self) -> Result<bool>;
-    /// Adds what is on its console now.
+    /// Adds the present console.
     fn look(&self, reports: &Reports);
 }
 
@@ -81,8 +81,8 @@ impl<G: Guest> Shared<G> {
     }
 
     /// The last test ends the guest, and its result has what the guest's kernel reports then. No
-    /// test goes without that: [`crate::main`] drops what it does not run before it runs anything,
-    /// a panic is an error, and a test that leaves a guest which cannot be asked fails.
+    /// test goes without that: [`crate::main`] drops the tests that it does not run before it runs
+    /// any, a panic is an error, and a test that leaves a guest which cannot be asked fails.
     fn run(
         self,
         name: &str,
@@ -102,7 +102,7 @@ impl<G: Guest> Shared<G> {
                 ensure!(guest.can_be_asked()?, "the guest does not run any more");
                 Ok(())
             });
-            // What is on the console now came with this test.
+            // The lines on the console came with this test.
             guest.iter().for_each(|guest| guest.look(&self.reports));
             if last || result.is_err() || !self.reports.is_empty() {
                 *guest = None;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! Machines that are restored while they are suspended, and a hibernated one that is resumed in two
-//! machines. What was to tell the driver of the new ID may be lost by then.
+//! machines. The notification of the new ID may be lost by then.
 
 use crate::{
     age::grow_old,
@@ -127,7 +127,7 @@ fn a_restore_while_suspended_to_ram_is_caught(context: &Context) -> Result<()> {
     expect_caught(&clone, before)
 }
 
-/// Expect the same of one whose processes are frozen, and which goes on by itself: `pm_test` stops
+/// Expect the same of a machine whose processes are frozen, and which then resumes: `pm_test` stops
 /// there for five seconds.
 fn a_restore_while_frozen_is_caught(context: &Context) -> Result<()> {
     let (mut vm, before) = deaf(context)?;
@@ -139,7 +139,7 @@ fn a_restore_while_frozen_is_caught(context: &Context) -> Result<()> {
     expect_caught(&clone, before)
 }
 
-/// A disk for swap, and with it for what is hibernated.
+/// A disk for swap, which also holds the hibernation image.
 fn swap(path: &Path) -> Vec<String> {
     vec![
         "-blockdev".into(),
@@ -152,7 +152,7 @@ fn swap(path: &Path) -> Vec<String> {
     ]
 }
 
-/// What the machine draws by itself, without the barrier, on its first CPU.
+/// The machine's draws without the barrier, on its first CPU.
 fn drawn(vm: &Vm) -> Result<BTreeSet<String>> {
     let draw = "exec taskset 1 sh -c 'for n in $(seq 100); do \
         head -c 16 /dev/urandom | od -An -tx1 | tr -d \" \"; done'";
@@ -219,7 +219,7 @@ fn hibernate(context: &Context, firmware: Firmware, how: &str) -> Result<()> {
         let resumed = context.boot(options)?;
         resumed.qmp(&cont {})?;
         said(&resumed, "PM: hibernation: hibernation exit")?;
-        // Nobody has read the device yet.
+        // No process has read the device yet.
         without.push(drawn(&resumed)?);
         ensure!(
             generation(&resumed)? > before,
@@ -258,9 +258,9 @@ fn a_hibernated_machine_differs_in_two(context: &Context) -> Result<()> {
     hibernate(context, Firmware::Seabios, "shutdown")
 }
 
-/// Expect the same of the kernel's generator where the ID and the counter are in ACPI NVS, which the
-/// kernel writes back as it was. The old ID and the old counter are in memory then: the driver reseeds
-/// all the same, but no process that looks at the counter is told.
+/// Expect the same of the kernel's generator where the ID and the counter are in ACPI NVS, which
+/// the kernel writes back as it was. The old ID and the old counter are in memory then: the driver
+/// reseeds anyway, but no process that compares the counter sees a change.
 fn a_hibernated_machine_differs_in_two_with_its_id_in_nvs(context: &Context) -> Result<()> {
     hibernate(context, Firmware::Ovmf, "platform")
 }

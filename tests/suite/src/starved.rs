@@ -5,7 +5,7 @@
 //! it; only callers that may sleep wait, too.
 
 use crate::{
-    context::{Context, Reply, genctr, lines, no_splat, patience, wait},
+    context::{Context, Reply, genctr, lines, no_splat, scaled_time, wait},
     notifications, tests,
     vmforks::{self, Background, expect_published, published},
 };
@@ -37,7 +37,7 @@ impl Starved {
             ..genctr(FIRST)
         };
         let vm = vmforks::boot(context, options)?;
-        // Interrupts come to the first CPU, and what is not urgent gets nothing of the second.
+        // Interrupts come to the first CPU, and ordinary threads get no time on the second.
         vm.shell(
             "set -e
             for irq in /proc/irq/[0-9]*; do echo 1 >$irq/smp_affinity 2>/dev/null || true; done
@@ -99,7 +99,7 @@ fn calls_that_must_not_sleep_return_at_once(context: &Context) -> Result<()> {
     for (process, expected) in [(&nonblock, "EAGAIN"), (&poll, "not-ready")] {
         let (answer, took) = wait("an answer", || Reply::first(&process.says(vm)?, FIRST + 1))?;
         ensure!(
-            answer == expected && took < patience(AT_ONCE),
+            answer == expected && took < scaled_time(AT_ONCE),
             "{answer} after {took:?}, expected {expected}"
         );
     }
@@ -127,7 +127,7 @@ fn calls_that_must_not_sleep_return_at_once(context: &Context) -> Result<()> {
 }
 
 /// Expect that a read which was put off leaves poll with nothing to say once the counter has been
-/// read, also where the counter has become the complement of what it was.
+/// read, also where the counter has become the complement of its old value.
 fn poll_owes_nothing_after_the_complement_was_read(context: &Context) -> Result<()> {
     let (mut starved, process) = Starved::boot(context, |vm| {
         notifications::hold(vm)?;
@@ -143,8 +143,9 @@ fn poll_owes_nothing_after_the_complement_was_read(context: &Context) -> Result<
     no_splat(&vm)
 }
 
-/// Expect that the driver does not claim each interrupt of ACPI's that is for another device while a
-/// reseed is pending: the kernel shuts a line whose interrupts nobody claims, and has to see that.
+/// Expect that the driver does not claim each interrupt of ACPI's that is for another device while
+/// a reseed is pending: the kernel shuts a line whose interrupts no handler claims, and has to see
+/// that.
 fn interrupts_for_others_are_not_claimed_meanwhile(context: &Context) -> Result<()> {
     let (mut starved, ()) = Starved::boot(context, notifications::hold)?;
     let vm = &starved.vm;
@@ -158,7 +159,7 @@ fn interrupts_for_others_are_not_claimed_meanwhile(context: &Context) -> Result<
     let first = vm.shell(&format!("sleep 1; {unclaimed}"))?;
     vmforks::interrupt(vm, 10)?;
     let then = vm.shell(&unclaimed)?;
-    ensure!(then != first, "it claims what is for nobody: {then}");
+    ensure!(then != first, "it claims an unclaimed interrupt: {then}");
     ensure!(published(vm)? == before, "an ID was published meanwhile");
     let vm = starved.end()?;
     expect_published(&vm, before + 1)?;

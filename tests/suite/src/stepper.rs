@@ -12,7 +12,7 @@
 //! Linux's crng_reseed() extracts a key with interrupts enabled, and installs the key later,
 //! without looking whether a newer one is there. A snapshot in between leaves a kernel thread in
 //! every clone that will install the same old key. The process sleeps after the first draws (see
-//! tests/contract/src/actors/preempt.rs), and the kernel thread goes on.
+//! tests/contract/src/actors/preempt.rs), and the kernel thread continues.
 
 use crate::{
     context::{Context, await_random, genctr, id_in_memory, parameters, wait},
@@ -206,7 +206,7 @@ impl Symbols {
         }
     }
 
-    /// The kernel's functions whose names begin so. The compiler keeps what is seldom executed
+    /// The kernel's functions whose names begin so. The compiler keeps code that is seldom executed
     /// apart, and jumps there (`.cold`).
     fn parts(&self, name: &str) -> Vec<Function> {
         let functions = self.0.iter().filter(|function| !function.driver);
@@ -299,7 +299,7 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// Goes on to the next boundary. `false`: the path's first function has returned.
+    /// Continues to the next boundary. `false`: the path's first function has returned.
     fn step(&mut self) -> Result<bool> {
         let before = function_at(&self.inside, self.at.address).cloned();
         self.gdb.step(self.cpu)?;
@@ -671,7 +671,7 @@ fn judge(path: Path, rows: &[Row]) -> Result<()> {
 }
 
 /// Expect that, wherever in a reseed of the kernel's own the snapshot was taken, the clones do not
-/// go on with the key of that reseed.
+/// continue with the key of that reseed.
 fn a_snapshot_in_a_reseed_makes_no_draw_equal_on_1_cpu(context: &Context) -> Result<()> {
     expect_no_equal_draw(context, Path::Periodic, cpus(1))
 }

@@ -3,7 +3,7 @@
 //! The VM tool, as its users call it.
 
 use crate::{
-    context::{Context, patience},
+    context::{Context, scaled_time},
     tests,
 };
 use anyhow::{Context as _, Result, ensure};
@@ -39,7 +39,7 @@ fn output(context: &Context, args: &[&str]) -> Result<Output> {
     vm(context, args).output().context("cannot run the tool")
 }
 
-/// Runs the tool, which has to succeed, for what it prints.
+/// Runs the tool, which has to succeed, and returns its output.
 fn ok(context: &Context, args: &[&str]) -> Result<String> {
     let output = output(context, args)?;
     let err = String::from_utf8_lossy(&output.stderr);
@@ -207,7 +207,7 @@ fn a_vm_outlives_the_commands_that_use_it(context: &Context) -> Result<()> {
         "no console in the log"
     );
 
-    // What is in use or was: refused, and nothing happens.
+    // A name that is or was in use is refused, and nothing changes.
     refused(
         context,
         &["restore", original, "first", "--genctr", "42"],
@@ -303,7 +303,7 @@ fn a_hang_ends_within_a_bound(context: &Context) -> Result<()> {
     let name = Named::new(context, "hang");
     ok(context, &["start", &name])?;
     let qemu = qemu_pid(context, &name)?;
-    let seconds = patience(Duration::from_secs(5)).as_secs().to_string();
+    let seconds = scaled_time(Duration::from_secs(5)).as_secs().to_string();
     let mut exec = running(context, &["--timeout", &seconds, "exec", &name])?;
     // No vCPU runs any more: the guest says nothing for good.
     kill_process(qemu, Signal::STOP)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Guests with our test module, which sees and does things inside of the
-//! kernel. What it offers is said in tests/module/vmforks.rs.
+//! Guests with our test module, which sees and does things inside of the kernel.
+//! tests/module/vmforks.rs lists its files.
 
 use crate::context::{Context, await_random, settle, wait};
 use anyhow::{Context as _, Result, ensure};
@@ -90,7 +90,7 @@ pub fn interrupt(vm: &Vm, times: u32) -> Result<u32> {
     Ok(took.trim().parse()?)
 }
 
-/// A program that goes on in the guest, and what it prints.
+/// A program that continues in the guest, and its output.
 #[derive(Clone)]
 pub struct Background {
     pid: u32,
@@ -105,7 +105,7 @@ impl Background {
         Ok(Self { pid, log })
     }
 
-    /// Somebody who holds `rtnl_lock`, until killed.
+    /// A process that holds `rtnl_lock` until it is killed.
     pub fn rtnl_holder(vm: &Vm) -> Result<Self> {
         let holder = Self::start(vm, &format!("echo 3600000 >{FOLDER}/hold_rtnl"))?;
         wait("rtnl_lock", || {
@@ -159,7 +159,7 @@ impl Background {
         Ok(self.state(vm)?.trim() == "D")
     }
 
-    /// Waits until the program has ended, and returns what it said. The test's deadline bounds this.
+    /// Waits until the program has ended, and returns its output. The test's deadline bounds this.
     pub fn end(self, vm: &Vm) -> Result<String> {
         while !self.state(vm)?.is_empty() {
             thread::sleep(Duration::from_millis(100));

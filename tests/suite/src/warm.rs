@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Guests in which everybody looks at the counter in all ways at once, and what
-//! each of them sees after a restore. See tests/contract/src/actors/warm.rs for who they
-//! are.
+//! Guests in which processes observe the counter in all ways at once, and the observations of each
+//! of them after a restore. See tests/contract/src/actors/warm.rs for which processes they are.
 
 use crate::{
     age::grow_old,
@@ -56,7 +55,7 @@ impl FromStr for Board {
     }
 }
 
-/// What is known of the moment that a guest was saved in.
+/// The known state at the moment when a guest was saved.
 pub struct Moment {
     counter: u32,
     /// How often the kernel had been reseeded.
@@ -191,8 +190,8 @@ impl Warm {
         }
     }
 
-    /// Stops the guest, and says how many looks everybody has counted. It stands
-    /// still when this returns.
+    /// Stops the guest, and returns how many observations each process has counted. It stands still
+    /// when this returns.
     pub fn stop(&mut self) -> Result<Moment> {
         let notified = vmforks::count(&self.vm)?;
         let reseeds = generation(&self.vm)?;
@@ -236,9 +235,9 @@ impl Warm {
         Ok(found)
     }
 
-    /// Waits until everybody who does not sleep has looked again since then.
+    /// Waits until every process that does not sleep has made another observation since then.
     pub fn await_looks(&mut self, since: &Moment) -> Result<()> {
-        wait("everybody looks again", || {
+        wait("all processes observe again", || {
             let now = self.stop()?;
             self.vm.qmp(&cont {})?;
             let mut looks = now.looks.iter().zip(&since.looks);
@@ -249,7 +248,7 @@ impl Warm {
         })
     }
 
-    /// A moment of a guest that goes on, of which no looks are known.
+    /// A moment of a guest that continues, without known observations.
     pub fn moment(&self, counter: u32) -> Result<Moment> {
         Ok(Moment {
             counter,
@@ -287,31 +286,31 @@ fn words(vm: &Vm, physical: u64, count: usize) -> Result<Option<Vec<u32>>> {
     }
 }
 
-/// What everybody has written down, of a change from this counter.
+/// The lines that all processes have written about a change from this counter.
 fn seen(vm: &Vm, from: u32) -> Result<Vec<Seen>> {
     let said = vm.shell(&format!("cat /tmp/warm.err; cat {LOG}"))?;
     let mut lines = said.lines();
     let first = lines.next().unwrap_or_default();
     ensure!(first.starts_with("board "), "a looker says: {first}");
-    // What is not a line of theirs is a looker's last words.
+    // Other lines are error messages of an observer.
     let seen: Result<Vec<Seen>> = lines.map(str::parse).collect();
     Ok(seen?.into_iter().filter(|seen| seen.from == from).collect())
 }
 
-/// Checks all that is promised of a guest that was restored from `moment`, with
-/// this counter. What was drawn in it is added to `draws`.
+/// Checks all that is promised of a guest that was restored from `moment`, with this counter. Its
+/// draws are added to `draws`.
 ///
 /// # Errors
 ///
-/// [`Broken`] if a promise does not hold. Any other is of whoever was asked.
+/// [`Broken`] if a promise does not hold. Any other error comes from the machine.
 pub fn check(vm: &Vm, moment: &Moment, counter: u32, draws: &mut Draws) -> Result<()> {
-    let everybody = moment.lookers().len();
-    let all = wait("everybody sees the change", || {
+    let all_lookers = moment.lookers().len();
+    let all = wait("all processes see the change", || {
         let all = seen(vm, moment.counter)?;
-        Ok((all.len() >= everybody).then_some(()))
+        Ok((all.len() >= all_lookers).then_some(()))
     });
     match all {
-        // Who it is will be said.
+        // The message names the process.
         Err(err) if err.is::<Late>() => {}
         all => all?,
     }
@@ -332,7 +331,7 @@ pub fn check(vm: &Vm, moment: &Moment, counter: u32, draws: &mut Draws) -> Resul
     no_splat(vm)
 }
 
-/// Whether what everybody saw is as promised, and how often the notifiers have been called by now.
+/// Whether all observations are as promised, and how often the notifiers have been called by now.
 fn judge(
     all: &[Seen],
     notified: u32,
@@ -345,8 +344,8 @@ fn judge(
         let (Some(seen), None) = (own.next(), own.next()) else {
             bail!("{name} has to learn of a restore, and once: {all:?}");
         };
-        // A look that had been counted may have been made before; who sleeps makes
-        // none.
+        // An observation that had been counted may have been made before; a process that sleeps
+        // makes none.
         if let Some(&looks) = moment.looks.get(place) {
             let after = seen.look.wrapping_sub(looks);
             ensure!(
@@ -374,9 +373,9 @@ fn judge(
     Ok(())
 }
 
-/// Waits until somebody sees that the counter of a running guest is this one.
+/// Waits until a process sees that the counter of a running guest is this one.
 pub fn check_running(vm: &Vm, moment: &Moment, counter: u32) -> Result<()> {
-    let seen = wait("somebody sees the change", || {
+    let seen = wait("a process sees the change", || {
         let seen = seen(vm, moment.counter)?.into_iter().next();
         Ok(seen)
     })?;
@@ -388,7 +387,7 @@ pub fn check_running(vm: &Vm, moment: &Moment, counter: u32) -> Result<()> {
 pub fn check_nothing(vm: &Vm, moment: &Moment) -> Result<()> {
     vm.shell("sleep 1")?;
     let seen = seen(vm, moment.counter)?;
-    ensure!(seen.is_empty(), "somebody saw a change: {seen:?}");
+    ensure!(seen.is_empty(), "a process saw a change: {seen:?}");
     vmforks::expect_count(vm, moment.notified)?;
     no_splat(vm)
 }
@@ -409,7 +408,7 @@ mod tests {
         }
     }
 
-    /// What everybody should see of 43.
+    /// The observations that are right for 43.
     fn right() -> Vec<Seen> {
         let looks = [101, 0, 7, 0];
         let lookers = moment().lookers().into_iter().zip(looks).enumerate();
@@ -422,7 +421,7 @@ mod tests {
         result.err().map_or("right".into(), |err| err.to_string())
     }
 
-    /// What is said if one thing is otherwise.
+    /// The message if one value differs.
     fn if_only(who: usize, change: fn(&mut Seen)) -> String {
         let mut all = right();
         change(&mut all[who]);

@@ -76,7 +76,7 @@ enum Action {
         /// The counter's new value; one that it has not had
         #[arg(long, value_name = "N")]
         genctr: Option<u32>,
-        /// Make a clone of this name, with a disk of its own; the original goes on
+        /// Make a clone of this name, with a disk of its own; the original continues
         #[arg(long = "as", value_name = "NEWNAME")]
         clone: Option<Name>,
     },

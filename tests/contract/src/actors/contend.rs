@@ -33,7 +33,7 @@ pub struct Args {
     steps: bool,
 }
 
-/// What is known before the first change.
+/// The state before the first change.
 struct Start {
     counter: u32,
     steps: bool,
@@ -73,7 +73,7 @@ fn reader(start: &Start, seen: &AtomicU32) -> anyhow::Result<()> {
     let file = open()?;
     let mut last = start.counter;
     loop {
-        // The scheduler's turns are long where everybody is busy.
+        // The scheduler's turns are long where all CPUs are busy.
         for _ in 0..100 {
             let value = sys::read(&file).context("read")?;
             if value != last {

@@ -192,7 +192,7 @@ impl TryRng for OutOfLine {
     }
 }
 
-/// What the crate costs who links it.
+/// The cost of the crate for a program that links it.
 fn library(row: impl Fn(&str, f64)) -> anyhow::Result<()> {
     let guard = Guard::open(WithoutCounter::Refuse)?;
     let counter = black_box(guard.counter().context("no counter")?);
@@ -218,7 +218,7 @@ fn library(row: impl Fn(&str, f64)) -> anyhow::Result<()> {
             measure(|| {
                 let bytes = black_box(&mut *bytes);
                 let Ok(()) = bare.try_fill_bytes(bytes);
-                // Whoever asks for bytes does something with them.
+                // A caller uses its bytes.
                 black_box(bytes);
             }),
         );
@@ -246,7 +246,7 @@ fn use_once(path: &str) {
     black_box(sys::Map::readonly(&file).expect("mmap").load(0));
 }
 
-/// Whether a word is what it was.
+/// Whether a word is unchanged.
 fn check(word: &AtomicU32) -> f64 {
     let word = black_box(word);
     let seeded = word.load(Relaxed);
@@ -312,7 +312,7 @@ fn notification() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Like a restore, except that the machine goes on: the notification is held back, so that the
+/// Like a restore, except that the machine continues: the notification is held back, so that the
 /// read finds the new ID.
 fn barrier() -> anyhow::Result<()> {
     /// Of `linux/random.h`.
@@ -349,8 +349,8 @@ fn barrier() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits however long it takes: where the guest's time counts instructions, it
-/// flies while everybody sleeps.
+/// Waits however long it takes: where the guest's time counts instructions, it flies while all
+/// processes sleep.
 fn until_told(epoll: &Epoll) -> anyhow::Result<Said> {
     loop {
         match epoll.wait(&LONG)? {
@@ -368,7 +368,7 @@ fn timeline(out: &Path, barrier: bool) -> anyhow::Result<()> {
     let part = out.with_extension("part");
     let mut to = fs::File::create(&part).with_context(|| format!("create {part:?}"))?;
 
-    // Who sleeps until the counter changes.
+    // The processes that sleep until the counter changes.
     let waiter = sys::open(NODE)?;
     let epoll = Epoll::edge_triggered(&waiter)?;
     let waiter = thread::spawn(move || -> anyhow::Result<u64> {
@@ -474,7 +474,7 @@ fn waiters(count: u32) -> anyhow::Result<()> {
     let _masked = Masked::new()?;
     let [asleep, awake, last] = array::from_fn(|_| AtomicU64::new(0));
     let mut woken = u64::MAX;
-    // The limit of open files is for programs that do not know what they do.
+    // This program opens more files than the default limit.
     rustix::process::setrlimit(
         rustix::process::Resource::Nofile,
         rustix::process::Rlimit {

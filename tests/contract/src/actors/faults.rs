@@ -180,7 +180,7 @@ fn reads(
     bail!("no end")
 }
 
-/// What the driver has said of what it does without.
+/// The driver's messages about parts that it works without.
 fn warnings(log: &mut Log) -> anyhow::Result<Vec<String>> {
     let mut lines = log.lines()?;
     let said = ["reseeding only", "no generation ID", NO_EARLY_LOOK];
@@ -238,7 +238,7 @@ fn bind(faults: &Faults, anew: bool) -> anyhow::Result<()> {
         }
         Ok(())
     };
-    // Nobody but us binds it.
+    // No other process binds it.
     fs::write("/sys/bus/platform/drivers_autoprobe", "0").context("drivers_autoprobe")?;
     device.unbind().context("unbind")?;
 
@@ -286,8 +286,8 @@ fn bind(faults: &Faults, anew: bool) -> anyhow::Result<()> {
     bail!("no end")
 }
 
-/// What becomes of a probe, or of another probe's absence: for the faults of
-/// functions, which the kernel counts for everybody.
+/// What becomes of a probe, or of another probe's absence: for the faults of functions, which the
+/// kernel counts for all callers.
 pub fn probe(again: bool) -> anyhow::Result<()> {
     let mut log = Log::from_now_on()?;
     // It has this name in QEMU. The device of `vmgenctr` is there once that is loaded.

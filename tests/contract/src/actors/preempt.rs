@@ -21,9 +21,9 @@ const NAP: Duration = Duration::from_micros(200);
 /// How many draws come at a stretch.
 const STRETCH: usize = 25;
 
-/// How long the process sleeps after a stretch: a preempted kernel thread goes on meanwhile. At first
-/// for so short that the thread gets only a bit further each time: what it does may be undone soon, and
-/// draws that come in between have to be seen.
+/// How long the process sleeps after a stretch: a preempted kernel thread runs meanwhile. At first
+/// for so short that the thread gets only a bit further each time: what it does may be undone soon,
+/// and draws that come in between have to be seen.
 fn rest(stretches: usize) -> Duration {
     match stretches as u64 {
         few @ ..100 => Duration::from_micros(few),
@@ -33,7 +33,7 @@ fn rest(stretches: usize) -> Duration {
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where to write what was drawn, as `draws` does
+    /// Where to write the draws, as `draws` does
     #[arg(long)]
     out: PathBuf,
     /// The CPU to run on

@@ -11,7 +11,7 @@ pub struct Args {
     /// Where to write one line for the start, and one for each change
     #[arg(long)]
     out: std::path::PathBuf,
-    /// Do without the barrier, to see what it is for
+    /// Draw without the barrier, as a control
     #[arg(long)]
     no_barrier: bool,
 }

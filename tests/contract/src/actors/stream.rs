@@ -20,9 +20,8 @@ use vmgenid::{Counter, Guard, WithoutCounter};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where to write what was drawn, when that is asked for by making OUT.stop:
-    /// thread, number of the draw, generation before and after, its first and its
-    /// last 16 bytes
+    /// Where to write the draws, when the file OUT.stop appears: thread, number of the draw,
+    /// generation before and after, its first and its last 16 bytes
     #[arg(long)]
     out: PathBuf,
     #[arg(long, default_value_t = 1)]

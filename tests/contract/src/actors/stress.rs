@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The device is unbound and bound, the module unloaded and loaded, again and
-//! again, while many processes use the node in every way there is, and the host
-//! changes the counter. Each process knows what it may be told at any moment,
-//! and ends with an error if it is told anything else.
+//! The device is unbound and bound, the module unloaded and loaded, again and again, while many
+//! processes use the node in every way there is, and the host changes the counter. Each process
+//! knows the results that are allowed at any moment, and ends with an error if it is told anything
+//! else.
 
 use crate::{
     NODE,
@@ -156,7 +156,7 @@ pub fn busy(args: Busy) -> anyhow::Result<()> {
         board: Board::open(&args.board)?,
         number: args.seat,
     };
-    // The kernel's own threads, and who sends us to and fro, go first.
+    // The kernel's own threads, and the process that moves this one between CPUs, run first.
     rustix::process::nice(15)?;
     let done: anyhow::Result<()> = loop {
         match seat.board.order().load(Relaxed) {
@@ -227,7 +227,7 @@ fn gone_for_good(seat: &Seat, file: &OwnedFd) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is read lies between two looks at the mapping: the counter grows.
+/// The value of a read lies between two values of the mapping, because the counter grows.
 fn reads(
     seat: &Seat,
     file: OwnedFd,
@@ -285,7 +285,7 @@ fn maps(seat: &Seat, file: OwnedFd) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads what is said to be readable; whether there is more to expect.
+/// Reads the file that `poll` reports as readable. Returns whether more is to come.
 fn follow(seat: &Seat, file: &OwnedFd, said: Said, last: &mut u32) -> anyhow::Result<bool> {
     match said {
         Said::Nothing => {}
@@ -527,7 +527,7 @@ fn rebind(device: &Device) -> anyhow::Result<()> {
 }
 
 fn reload(device: &Device, processes: &Processes, done: &mut Done) -> anyhow::Result<()> {
-    // In the middle of it all, somebody has a file open, as a rule.
+    // Meanwhile another process usually has a file open.
     let mut unload = || match machine::unload() {
         Err(Errno::AGAIN) => {
             done.refused += 1;

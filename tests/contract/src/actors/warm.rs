@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A warm guest: everybody who may be looking at the counter when the machine is
-//! restored. Each writes down the first look that shows another value, and acts
-//! on it as a library should.
+//! A warm guest: every kind of process that may observe the counter when the machine is restored.
+//! Each writes down the first look that shows another value, and acts on it as a library should.
 
 use crate::{
     NODE,
@@ -60,7 +59,7 @@ impl Board {
         Ok(board)
     }
 
-    /// Where it is, and what is on it, for the host.
+    /// The address and the content of the page, for the host.
     fn describe(&self) -> String {
         let mark: Vec<_> = (0..MARK)
             .map(|n| format!("{:08x}", self.0.load(n)))
@@ -69,7 +68,7 @@ impl Board {
     }
 }
 
-/// Somebody who looks.
+/// A process that observes the counter.
 struct Looker<'a> {
     name: String,
     /// Its place on the board.
@@ -101,7 +100,7 @@ impl Looker<'_> {
         }
     }
 
-    /// What is so when one has learned of a change: how often the kernel has been reseeded, and 32
+    /// The state when a process has seen a change: how often the kernel has been reseeded, and 32
     /// random bytes, which must be in no other clone.
     fn learn(&self) -> anyhow::Result<(u64, [u8; 32])> {
         let reseeds = sys::reseeds()?;
@@ -180,7 +179,7 @@ impl Looker<'_> {
 
 /// Starts all of them, and says where the board is.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    // They have all the time that nobody else wants.
+    // They get all CPU time that other processes leave.
     rustix::process::nice(19).context("nice")?;
     let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
     let map = sys::Map::readonly(&file).context("mmap")?;
@@ -216,7 +215,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         scope.spawn(|| end_all(reader.read()));
         let waiter = looker("waiter".into(), args.cpus + 2)?;
         scope.spawn(|| end_all(waiter.wait()));
-        // All of them know the counter as it is now; who began later would not see it change.
+        // All of them have seen the present counter. A process that began later would not see it
+        // change.
         while (0..args.cpus + 3).any(|place| board.0.load(MARK + place) == 0) {
             thread::sleep(Duration::from_millis(10));
         }
@@ -241,8 +241,7 @@ fn end_all(result: anyhow::Result<()>) -> ! {
 
 #[derive(clap::Args)]
 pub struct Draws {
-    /// Where to write what was drawn: nanoseconds since the change was seen, and
-    /// 16 bytes
+    /// Where to write the draws: nanoseconds since the change was seen, and 16 bytes
     #[arg(long)]
     out: PathBuf,
     /// How many
@@ -258,8 +257,8 @@ pub struct Draws {
     /// AWS-LC does, for 4,096 calls
     #[arg(long)]
     once: bool,
-    /// Draw all the time, and do not wait for the counter to change; what is drawn
-    /// before that, or was begun before that, is not written down
+    /// Draw all the time, and do not wait for the counter to change; a draw before that, or was
+    /// begun before that, is not written down
     #[arg(long, conflicts_with = "barrier")]
     blind: bool,
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What the crate `vmgenid` promises to who links it, where it takes a device.
+//! The promises of the crate `vmgenid` that need a device.
 
 use crate::{
     NODE,
@@ -113,7 +113,7 @@ impl Drop for Unreadable {
     }
 }
 
-/// In a child that is nobody.
+/// In a child with the user `nobody`.
 fn as_nobody(what: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<bool> {
     let nobody = 65534;
     in_child(|| {
@@ -318,7 +318,7 @@ pub fn after_an_unbind_it_is_gone() -> anyhow::Result<()> {
     let mut cached = counted()?;
     draw(&mut rng)?;
 
-    // Also for who waits.
+    // Also for a process that waits.
     thread::scope(|scope| {
         let waiter = scope.spawn(|| counter.wait(before, Some(Duration::from_secs(60))));
         a_while();
@@ -328,11 +328,11 @@ pub fn after_an_unbind_it_is_gone() -> anyhow::Result<()> {
     })?;
     refused!(counter.barrier(), Error::Gone);
     refused!(counter.wait(before, None), Error::Gone);
-    // Nothing has changed, so nothing is wrong with what there is.
+    // Nothing has changed, so the cached data stays valid.
     draw(&mut rng)?;
     same("made", cached.with(|made| *made)?, 1)?;
 
-    // Something has: nothing is handed out, ever.
+    // Something has changed: nothing is returned.
     change()?;
     ensure!(counter.get() != before, "the mapping does not follow");
     for _ in 0..3 {

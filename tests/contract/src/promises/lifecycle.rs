@@ -66,7 +66,7 @@ pub fn no_reseed_after_the_unbind() -> anyhow::Result<()> {
         log.await_reseed()?;
         log.await_reseed()?;
         device.unbind()?;
-        // The notifiers may be called yet for what was published before.
+        // The notifiers may still be called for an ID that was published before.
         a_while();
         log.reseeds()?;
         a_while();
@@ -134,7 +134,7 @@ pub fn the_module_stays_while_it_is_in_use() -> anyhow::Result<()> {
     drop(file);
     refused("rmmod with a mapping")?;
     drop(map);
-    machine::unload().context("rmmod when nobody uses it")?;
+    machine::unload().context("rmmod of an unused module")?;
     machine::load()?;
 
     // Unbound, it has nothing to undo.
@@ -161,7 +161,7 @@ pub fn changes_while_unloaded_do_nothing() -> anyhow::Result<()> {
     // As good as one that was loaded before the restore.
     reseeded_by("insmod", machine::load)?;
     let file = open()?;
-    // What it finds when it is loaded may be of a restore: it is a change, too.
+    // The ID at load time may be that of a restore, so it counts as a change.
     counter(&file)?;
     a_while();
     log.skip()?;
@@ -238,8 +238,8 @@ pub fn many_rebinds_under_a_storm() -> anyhow::Result<()> {
     counter(&open()?).map(drop)
 }
 
-/// Opens the node, while the counter grows. What it reads lies between two looks
-/// at a mapping.
+/// Opens the node, while the counter grows. The value of the read lies between two looks at a
+/// mapping.
 pub fn look() -> anyhow::Result<u32> {
     let file = open()?;
     let map = Map::readonly(&file)?;

@@ -97,7 +97,7 @@ pub fn a_change_is_readable_until_it_is_read() -> anyhow::Result<()> {
         same("read", sys::read(&file)?, value)?;
         expect(&file, Said::Nothing).context("after read")?;
     }
-    // A file that is opened later starts with what is there then.
+    // A file that is opened later starts with the value at that time.
     change()?;
     expect(&file, Said::Readable)?;
     expect(&open()?, Said::Nothing).context("a file opened since")
@@ -245,7 +245,7 @@ pub fn a_notification_wakes_who_waits() -> anyhow::Result<()> {
             Ok(())
         };
         woken(&file, Said::Readable, look, || change().map(drop))?;
-        // Nobody has read.
+        // No process has read.
         expect(&file, Said::Readable)?;
         sys::read(&file)?;
         log.expect_reseeds(1)?;
@@ -270,7 +270,7 @@ pub fn without_a_notification_nobody_is_woken() -> anyhow::Result<()> {
 }
 
 /// Expect that an interrupt for another device, which may be what the kernel is reseeded at, wakes
-/// nobody before the reseed, and that the notification wakes all.
+/// no process before the reseed, and that the notification wakes all.
 pub fn an_interrupt_for_others_wakes_nobody_too_early() -> anyhow::Result<()> {
     let file = open()?;
     let mut button = Button::open()?;

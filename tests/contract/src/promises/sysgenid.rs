@@ -122,7 +122,7 @@ pub fn only_what_is_so_can_be_acknowledged() -> anyhow::Result<()> {
     expect(&file, Said::Nothing)?;
     fails("read", sys::read(&file), Errno::AGAIN)?;
     same("write, again", acknowledge(&file, count)?, 4)?;
-    // Who opened it to read has no say.
+    // A file opened for reading cannot acknowledge.
     fails("write", acknowledge(&open()?, count), Errno::BADF)
 }
 
@@ -232,7 +232,7 @@ pub fn a_change_is_new_until_it_is_acknowledged() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A child that sleeps in `read`, and says whether it got what it should.
+/// A child that sleeps in `read`, and reports whether the result was right.
 fn reader(expected: Result<u32, Errno>) -> anyhow::Result<Pid> {
     let file = open()?;
     let pid = sys::fork(|| sys::read(&file) == expected).context("fork")?;
@@ -363,7 +363,7 @@ pub fn a_mapping_follows_after_a_rebind() -> anyhow::Result<()> {
     let map = mapped()?;
     let before = map.load(0);
     device.unbind()?;
-    // So that who only looks at it comes and asks.
+    // So that a process that only maps the page calls the driver.
     same("unbound", map.load(0), before.wrapping_add(1))?;
     change()?;
     a_while();

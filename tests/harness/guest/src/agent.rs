@@ -171,7 +171,7 @@ impl Port {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e).context("cannot wait"),
         }
-        // The edge is seen; receive() and flush() go on until there is no more.
+        // The edge is seen. receive() and flush() continue until there is no more.
         let mut events = [epoll::Event {
             flags: epoll::EventFlags::empty(),
             data: epoll::EventData::new_u64(0),
@@ -184,7 +184,7 @@ impl Port {
         let mut bytes = [0; wire::CHUNK];
         loop {
             match self.file.read(&mut bytes) {
-                // Nobody is connected.
+                // There is no connection.
                 Ok(0) => {
                     if self.job.is_none() {
                         self.away = None;
@@ -195,7 +195,7 @@ impl Port {
                 }
                 Ok(n) => {
                     self.decoder.push(&bytes[..n]);
-                    // What is not a message is the rest of an old connection.
+                    // Bytes that are no message are the rest of an old connection.
                     while let Some(message) = self.decoder.message() {
                         if let Ok(message) = message {
                             self.handle(message);
@@ -233,7 +233,7 @@ impl Port {
         }
     }
 
-    /// Forgets the connection, ends what it was for.
+    /// Closes the connection, and ends its job.
     fn reset(&mut self) {
         self.away = None;
         self.out.clear();

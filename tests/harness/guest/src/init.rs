@@ -36,7 +36,7 @@ const MOUNTS: [(&str, &str); 7] = [
     ("tmpfs", "/tmp"),
 ];
 
-/// Root, and nobody for what must work without being root.
+/// Root, and `nobody` for tests that have to pass without root.
 const ACCOUNTS: [(&str, &str); 2] = [
     (
         "/etc/passwd",

@@ -127,7 +127,7 @@ impl Job {
 
     pub fn resize(&self, size: Size) {
         if let Some(terminal) = &self.terminal {
-            // The terminal may be hung up by now: nobody is there to see it.
+            // The terminal may be closed by now.
             let _ = rustix::termios::tcsetwinsize(terminal, winsize(size));
         }
     }
@@ -140,7 +140,7 @@ impl Job {
         self.input_ends = true;
     }
 
-    /// Gives the command what it takes of its input. Returns how much that was.
+    /// Writes as much input to the command as it takes. Returns how much that was.
     pub fn feed(&mut self) -> usize {
         let mut taken = 0;
         while let (Some(stdin), false) = (&mut self.stdin, self.input.is_empty()) {
@@ -183,8 +183,8 @@ impl Job {
         got
     }
 
-    /// How the command ended, once it has, and the rest of its output. What it
-    /// left in the background lives on, and may go on printing: to nowhere.
+    /// How the command ended, once it has, and the rest of its output. What it left in the
+    /// background lives on, and its later output is lost.
     pub fn finish(&mut self, mut output: impl FnMut(Stream, &[u8])) -> io::Result<Option<Status>> {
         let Some(status) = self.child.try_wait()? else {
             return Ok(None);

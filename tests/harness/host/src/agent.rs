@@ -87,7 +87,7 @@ impl<'a> Command<'a> {
         self
     }
 
-    /// Runs it and collects what it prints.
+    /// Runs it and collects its output.
     pub fn output(self) -> Result<Output> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let status = self.stream(|stream, bytes| {
@@ -104,7 +104,7 @@ impl<'a> Command<'a> {
         })
     }
 
-    /// Runs it and passes on what it prints, as it comes.
+    /// Runs it and passes its output on, as it comes.
     pub fn stream(self, print: impl FnMut(Stream, &[u8]) -> io::Result<()>) -> Result<Status> {
         let vm = self.vm;
         let what = self.exec.argv.join(" ");
@@ -116,7 +116,7 @@ impl<'a> Command<'a> {
     }
 }
 
-/// Nobody answers in the guest.
+/// The guest's agent does not answer.
 #[derive(Debug)]
 pub enum Lost {
     Down,
@@ -181,7 +181,7 @@ impl Session {
                 self.send(&ToGuest::Hello { token: mine })?;
                 said = Some(Instant::now());
             }
-            // Anything else is what is left of an older connection.
+            // Anything else is the rest of an older connection.
             match self.decoder.message() {
                 Some(Ok(ToHost::Welcome {
                     token,
@@ -313,7 +313,7 @@ impl Session {
     }
 }
 
-/// The number of a port that nobody uses, and its lock.
+/// The number of an unused port, and its lock.
 fn free_port(folder: &Folder, timeout: Duration) -> Result<(usize, File)> {
     let start = Instant::now();
     let mut told = false;
@@ -343,7 +343,7 @@ fn free_port(folder: &Folder, timeout: Duration) -> Result<(usize, File)> {
     }
 }
 
-/// A number that nobody else has.
+/// A unique number.
 pub fn token() -> u64 {
     let mut bytes = [0; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())

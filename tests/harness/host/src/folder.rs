@@ -2,9 +2,9 @@
 
 //! A VM's folder: everything that there is of a VM, running or not.
 //!
-//! A folder is made under a hidden name, and renamed once it is complete; it is
-//! removed under a hidden name, too. So a folder with a VM's name is whole,
-//! whatever was interrupted, and a hidden one that nobody has locked is waste.
+//! A folder is made under a hidden name, and renamed once it is complete; it is removed under a
+//! hidden name, too. So a folder with a VM's name is whole, whatever was interrupted. A hidden
+//! folder without a lock is waste.
 
 use crate::interrupt;
 use crate::lineage::Lineage;
@@ -45,7 +45,7 @@ pub const QMP: &str = "qmp.sock";
 pub const STREAM: &str = "stream";
 pub const STATE: &str = "vm.json";
 
-/// What is to be remembered of a VM.
+/// The stored state of a VM.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct State {
     /// As the VM was last started, but with its counter as it is now.
@@ -65,7 +65,7 @@ pub struct Folder {
     handle: File,
 }
 
-/// Held by who changes a VM; a folder that is locked has an owner.
+/// A process that changes a VM holds this lock. A locked folder has an owner.
 pub struct Lock {
     _handle: File,
 }
@@ -283,7 +283,7 @@ pub fn all(vms: &Path) -> Result<Vec<Folder>> {
     Ok(folders)
 }
 
-/// A name next to `path` that is hidden and that nobody else takes.
+/// A hidden name next to `path` that no other process takes.
 fn hidden(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let token = crate::agent::token();

@@ -51,7 +51,7 @@ impl Host {
                 .with_context(|| {
                     format!("VMGENID_TIMEOUT is {seconds:?}: it has to be a number of seconds")
                 })?,
-            Err(_) => 120 * u64::from(kernel::needs(&kernel::default()).patience),
+            Err(_) => 120 * u64::from(kernel::needs(&kernel::default()).slowness),
         };
         let host = Self {
             cache: std::path::absolute(cache)?,

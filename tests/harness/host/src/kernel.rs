@@ -9,9 +9,9 @@ pub struct Needs {
     /// In MiB.
     pub memory: u32,
     pub smp: u16,
-    /// How many times as long as in the tiny kernel a thing may take before it
-    /// counts as hung. Generous: what it bounds has gone wrong.
-    pub patience: u32,
+    /// How many times as long as in the tiny kernel a thing may take before it counts as hung. It
+    /// is long, because a guest that reaches it has failed.
+    pub slowness: u32,
 }
 
 /// The driver's name: where the kernel's own is built in, it is another one.
@@ -32,7 +32,7 @@ pub fn is_builtin(name: &str) -> bool {
 /// Linux with patches/linux.
 pub const SERIES: &str = "series";
 
-/// The kernel that is meant where nobody says which: VMGENID_KERNEL, or tiny.
+/// The default kernel: VMGENID_KERNEL, or tiny.
 pub fn default() -> String {
     let named = env::var("VMGENID_KERNEL").ok();
     named
@@ -49,29 +49,28 @@ pub const STOCK: &str = "stock";
 /// What the kernel of that name needs.
 pub fn needs(name: &str) -> Needs {
     match name.split('-').next().unwrap_or(name) {
-        // KASAN's shadow takes an eighth of the memory, and what is freed stays
-        // in quarantine.
+        // KASAN's shadow takes an eighth of the memory, and freed memory stays in quarantine.
         "debug" => Needs {
             memory: 512,
             smp: 1,
-            patience: 5,
+            slowness: 5,
         },
         // A race takes two.
         "kcsan" => Needs {
             memory: 256,
             smp: 2,
-            patience: 5,
+            slowness: 5,
         },
         // Compilers run there.
         DEBIAN => Needs {
             memory: 1024,
             smp: 2,
-            patience: 2,
+            slowness: 2,
         },
         _ => Needs {
             memory: 256,
             smp: 1,
-            patience: 1,
+            slowness: 1,
         },
     }
 }

@@ -38,7 +38,7 @@ use std::time::Duration;
 pub enum Start<'a> {
     Boot,
     Snapshot(&'a Name),
-    /// The VM that is in this file of its folder, which goes on with the same ID, if it has one.
+    /// The VM in this file of its folder. It continues with the same ID, if it has one.
     Stream(&'a str, Option<&'a str>),
 }
 
@@ -149,7 +149,7 @@ fn arguments(options: &Options, name: &str, start: Start<'_>) -> Vec<String> {
     if options.paused {
         args.push("-S".into());
     }
-    // A guest that panics or reboots ends, and whoever talks to it knows.
+    // A guest that panics or reboots ends. The connections to it then end, too.
     args.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(String::from));
     args.extend(options.qemu_arg.iter().cloned());
     args
@@ -211,9 +211,9 @@ pub fn messages(folder: &Folder) -> String {
     lines.join("; ")
 }
 
-/// A QEMU that runs in a VM's folder, whoever started it. QEMU holds a lock on
-/// its pid file for as long as it lives, so a pid that is used again by another
-/// process cannot be mistaken for it.
+/// A QEMU that runs in a VM's folder, also one that another process started. QEMU holds a lock on
+/// its pid file for as long as it lives, so a pid that is used again by another process cannot be
+/// mistaken for it.
 pub struct Process {
     pub pid: Pid,
     handle: OwnedFd,

@@ -174,8 +174,7 @@ fn explain(error: ExecuteError) -> anyhow::Error {
     }
 }
 
-/// Skips what QEMU was about to tell whoever was connected before: on a busy host
-/// that can come before its greeting.
+/// Skips the messages for an earlier connection: on a busy host that can come before its greeting.
 fn skip_events(reader: &mut impl BufRead) -> Result<()> {
     let mut event = String::new();
     while reader.fill_buf()?.starts_with(b"{\"timestamp\"") {

@@ -17,7 +17,7 @@ const SECTION_FULL: u8 = 4;
 const DESCRIPTION: u8 = 6;
 const SECTION_FOOTER: u8 = 0x7e;
 
-/// The section of system/cpu-timers.c, and what it has: the CPUs' cycle counter, and the time in
+/// The section of system/cpu-timers.c, and its members: the CPUs' cycle counter, and the time in
 /// nanoseconds, both since the machine was first started.
 const TIMER: &str = "timer";
 const FIELDS: [&str; 2] = ["cpu_ticks_offset", "cpu_clock_offset"];
@@ -54,7 +54,7 @@ pub fn age(path: &Path, time: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Where in the stream the clocks are, and what they would be later by this.
+/// The place of the clocks in the stream, and their values after this time.
 fn moved(stream: &[u8], time: Duration) -> Result<[(usize, i64); 2]> {
     let places = places(stream).context("QEMU's migration stream")?;
     let [ticks, clock] = places.map(|place| {

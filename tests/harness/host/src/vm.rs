@@ -43,7 +43,7 @@ use std::time::Instant;
 /// How many lines of the console an error shows.
 const LAST_LINES: usize = 15;
 
-/// How long QEMU may take to end by itself.
+/// The time in which QEMU has to end after a request.
 const QUIT: Duration = Duration::from_secs(5);
 
 /// A virtual machine. One without a name of its own ends when this is dropped.
@@ -145,7 +145,7 @@ impl Vm {
         Self::run(host, draft, &state, name, Start::Boot)
     }
 
-    /// Runs what is in the draft.
+    /// Starts the VM in the draft.
     fn run(
         host: &Host,
         draft: Draft,
@@ -275,8 +275,8 @@ impl Vm {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Starts a command that goes on in the guest, also in clones. What it
-    /// prints goes to a file of the guest. Returns its pid there.
+    /// Starts a command that continues in the guest, also in clones. Its output goes to a file of
+    /// the guest. Returns its pid there.
     pub fn spawn<S: Into<String>>(
         &self,
         argv: impl IntoIterator<Item = S>,
@@ -346,8 +346,8 @@ impl Vm {
         self.monitor()?.migrate(uri)
     }
 
-    /// Has the guest's clocks go on by this at once: it goes on in another QEMU, as the same VM
-    /// with the same ID. On an error nothing may run.
+    /// Advances the guest's clocks by this at once. The guest continues in another QEMU, as the
+    /// same VM with the same ID. On an error nothing may run.
     pub fn age(&mut self, time: Duration) -> Result<()> {
         let uptime = |vm: &Self| -> Result<f64> {
             let said = vm.shell("cut -d' ' -f1 /proc/uptime")?;
@@ -515,11 +515,11 @@ impl Vm {
         self.check_running()?;
         self.monitor()?.reset()?;
         self.await_guest()?;
-        // Not before: the firmware resets the machine once more by itself.
+        // Not before: the firmware resets the machine once more.
         self.monitor()?.on_reboot(qmp::RebootAction::shutdown)
     }
 
-    /// Has the guest reboot by itself, and waits until it is up again.
+    /// Has the guest's kernel reboot, and waits until the guest is up again.
     pub fn reboot(&mut self, script: &str) -> Result<()> {
         let _lock = self.lock()?;
         self.check_running()?;
@@ -530,7 +530,7 @@ impl Vm {
         monitor.await_reset()?;
         drop(monitor);
         self.await_guest()?;
-        // Not before: the firmware resets the machine once more by itself.
+        // Not before: the firmware resets the machine once more.
         self.monitor()?.on_reboot(qmp::RebootAction::shutdown)
     }
 
@@ -675,7 +675,7 @@ impl Vm {
         copied
     }
 
-    /// Lets a VM go on that was paused by a command that was killed.
+    /// Resumes a VM that a killed command had paused.
     fn finish_interrupted_copy(&self) -> Result<()> {
         let paused = || self.folder.state().is_ok_and(|state| state.copying);
         if !paused() {

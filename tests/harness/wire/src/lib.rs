@@ -3,13 +3,11 @@
 //! What the VM tool on the host and the agent in the guest say to each other
 //! over one virtio-serial port.
 //!
-//! Each message is one postcard value in one COBS frame that ends with a zero
-//! byte. A port outlives connections, jobs and snapshots, so whoever connects
-//! may find half a frame of somebody else's in it. Hence both sides send a zero
-//! byte first, which ends whatever was there, the host opens with a [`Hello`]
-//! that carries a token of its own, and ignores everything until the
-//! [`Welcome`] with that token. A [`Hello`] at any time ends what the port was
-//! used for before.
+//! Each message is one postcard value in one COBS frame that ends with a zero byte. A port outlives
+//! connections, jobs and snapshots, so a new connection may find half a frame of an older one in
+//! it. Hence both sides send a zero byte first, which ends whatever was there, the host opens with
+//! a [`Hello`] that carries a token of its own, and ignores everything until the [`Welcome`] with
+//! that token. A [`Hello`] at any time ends what the port was used for before.
 //!
 //! [`Hello`]: ToGuest::Hello
 //! [`Welcome`]: ToHost::Welcome
@@ -58,7 +56,7 @@ pub enum ToHost {
     Welcome {
         token: u64,
         version: u32,
-        /// Why the guest is not what was asked for: its module did not load.
+        /// Why the guest is not as requested: its module did not load.
         trouble: Option<String>,
     },
     Output(Stream, Vec<u8>),
@@ -156,7 +154,7 @@ impl Decoder {
             };
             let mut frame: Vec<u8> = self.bytes.drain(..=self.searched + rest).collect();
             self.searched = 0;
-            // An empty frame is somebody's first zero byte.
+            // An empty frame is the first zero byte of a connection.
             if frame.len() > 1 {
                 return Some(postcard::from_bytes_cobs(&mut frame).map_err(|_| Garbage));
             }

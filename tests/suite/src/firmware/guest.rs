@@ -16,7 +16,7 @@ use std::{
 
 #[derive(Clone, Copy, PartialEq)]
 pub enum Machine {
-    /// For what is said of `ADDR`.
+    /// For messages about `ADDR`.
     PcAddr,
     /// For all else.
     Pc,
@@ -261,7 +261,7 @@ impl Guest {
         ];
         let beside = if n == sound { &[][..] } else { &then };
         let seen = self.take(&[&first, beside].concat())?;
-        // The first bind of an ID after the module is loaded reseeds; nobody has changed an ID.
+        // The first bind of an ID after the module is loaded reseeds; no ID has changed.
         let log = seen.iter().flat_map(|seen| &seen.log);
         let reseeds = log.filter(|line| line.contains(RESEEDED)).count();
         ensure!(reseeds <= 3, "the kernel was reseeded too often: {seen:?}");
@@ -305,7 +305,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Expects this of what was seen at a bind.
+    /// Expects this of the observations at a bind.
     fn judge<'a>(&self, seen: &'a Seen, n: usize, outcome: &Outcome) -> Result<&'a Seen> {
         let answer = match outcome {
             Outcome::Nothing | Outcome::Missing => "ENODEV",
@@ -336,7 +336,7 @@ impl Guest {
         Ok(seen)
     }
 
-    /// Expects of the driver what it has to say about a device, and no more.
+    /// Expects the driver's messages about a device, and no more.
     pub fn expect_lines(&self, n: usize, outcome: &Outcome, log: &[String]) -> Result<()> {
         let device = self.device(n);
         let driver = kernel::driver(&kernel::default());
@@ -393,7 +393,7 @@ enum Step {
     Unbind(usize),
 }
 
-/// What it has seen after that.
+/// Its observations after that.
 #[derive(Debug, Default)]
 struct Seen {
     /// The kernel's error, or "none".

@@ -9,16 +9,16 @@ pub struct Row {
     pub name: String,
     /// How the system knows it.
     pub names: &'static str,
-    /// What is in the device.
+    /// The objects in the device.
     pub asl: String,
-    /// What is outside of it.
+    /// The objects outside of it.
     pub outside: &'static str,
     /// Bytes of the AML, and what to put there instead.
     pub patch: Option<(&'static [u8], &'static [u8])>,
-    /// What it gets where nothing else is bound.
+    /// The outcome where nothing else is bound.
     pub outcome: Outcome,
-    /// What it gets beside a sound device that has the node, if that differs,
-    /// and not only in that the node is gone.
+    /// The outcome beside a sound device that has the node, if that differs, and not only in that
+    /// the node is gone.
     pub beside: Option<Outcome>,
     /// The counter there, if it is another's.
     pub counter: Option<u32>,
@@ -31,9 +31,9 @@ pub enum Outcome {
     Nothing,
     /// No driver, for want of a generation ID; with this line.
     Missing,
-    /// No driver, for what is wrong with `ADDR`.
+    /// No driver, because of an error in `ADDR`.
     Refused(String),
-    /// Reseeding only, for what is wrong with `CTRA`, if there is one.
+    /// Reseeding only, because of an error in `CTRA`, if there is one.
     Reseeds(Option<String>),
     /// The device node, and no word.
     Node,
@@ -204,7 +204,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ),
     ("calls_itself", "Method (@) { Return (@ ()) }", FAILS),
     (
-        // ACPICA is lenient: it makes one up, and an integer of what is returned.
+        // ACPICA is lenient: it makes one up, and converts the returned value to an integer.
         "wants_an_argument",
         "Method (@, 1) { Return (Arg0) }",
         NOT_A_PACKAGE,
@@ -234,7 +234,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// What is wrong with `ADDR` only.
+/// Errors in `ADDR` only.
 const WRONG_ADDR: &[(&str, &str, &str)] = &[
     (
         "addr_is_all_ones",
@@ -263,7 +263,7 @@ const WRONG_ADDR: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// What is wrong with `CTRA` only, on any machine.
+/// Errors in `CTRA` only, on any machine.
 const WRONG_CTRA: &[(&str, &str, &str)] = &[
     (
         "ctra_is_all_ones",
@@ -431,7 +431,7 @@ fn pc_with(wanted: impl Fn(&str) -> bool) -> Vec<Row> {
 fn all_of_pc() -> Vec<Row> {
     let mut rows = vec![
         row("sound", "<ADDR> <CTRA>", Outcome::Node),
-        // ADDR and CTRA are in the scope above, for all to find who look there.
+        // ADDR and CTRA are in the scope above, where a lookup finds them.
         Row {
             outside: "Name (\\_SB.ADDR, Package () { <id>, 0 }) Name (\\_SB.CTRA, Package () { <page>, 0 })",
             ..row("addr_is_missing", "<CTRA>", Outcome::Missing)
@@ -580,7 +580,7 @@ fn all_of_pc() -> Vec<Row> {
                 Outcome::Node,
             )
         },
-        // Where the other is not bound, nobody can know.
+        // Where the other is not bound, the driver cannot know this.
         Row {
             beside: Some(reseeds(SECRET)),
             counter: Some(0),

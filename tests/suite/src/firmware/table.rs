@@ -144,7 +144,7 @@ impl Tables {
             fs::write(tables.file(n, "asl"), asl(n, row))?;
         }
 
-        // Most of them iasl calls errors, and rightly so: it is told to go on.
+        // iasl reports most of them as errors. An option makes it continue.
         let output = Command::new(context.top.join("scripts/buildroot"))
             .args(["--", "iasl", "-f", "-oa", "-vs", "-vi"])
             .args((0..rows.len()).map(|n| tables.file(n, "asl")))
