@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The promises of `Documentation/vmgenid.rst`, one test each. Each can be run alone, in any order,
+//! The promises of `Documentation/dev-vmgenid.rst`, one test each. Each can be run alone, in any order,
 //! in a guest that continues afterwards; the machine's counter does not change meanwhile.
 
 pub mod library;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! The promises of `/dev/sysgenid`: what SysGenID's driver promised, as far as
-//! `Documentation/vmgenid.rst` says so. The host changes the counter when it is
+//! `Documentation/sysgenid.rst` says so. The host changes the counter when it is
 //! asked to.
 
 use crate::{
