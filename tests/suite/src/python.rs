@@ -246,11 +246,26 @@ fn vmclock_is_a_source(context: &Context) -> Result<()> {
     guest.check(&["python3", "/python/vmclock.py"])
 }
 
-/// Expect that the samples of the README run.
+/// Expect that the samples of the package's README run, and that the project's README shows the first
+/// one as it is.
 fn the_samples_of_the_readme_run(context: &Context) -> Result<()> {
+    let package = context.top.join("userspace/python/README.md");
+    let text = fs::read_to_string(&package)?;
+    let is_code = |line: &&str| line.starts_with("    ");
+    let lines = text.lines().skip_while(|line| !is_code(line));
+    let sample: Vec<_> = lines
+        .take_while(|line| line.is_empty() || is_code(line))
+        .collect();
+    let readme = fs::read_to_string(context.top.join("README.md"))?;
+    ensure!(
+        sample.len() > 4 && readme.contains(&sample.join("\n")),
+        "README.md has another Python program than {}",
+        package.display()
+    );
+
     let mut options = with_python(context, two_cpus())?;
     options.add.push(Add {
-        host: context.top.join("userspace/python/README.md"),
+        host: package,
         guest: "/python/README.md".into(),
     });
     let vm = context.boot(options)?;
