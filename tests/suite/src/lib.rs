@@ -83,7 +83,7 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
     }
     // Some tests spend their time waiting.
     args.test_threads = args.test_threads.or(Some(3));
-    let tables: [&[Test]; 28] = [
+    let tables: [&[Test]; 30] = [
         age::TESTS,
         awslc::TESTS,
         checkers::TESTS,
