@@ -37,7 +37,7 @@ generator = numpy.random.default_rng(5 if plain else None)
 
 
 class UntilRestored:
-    """The numbers below 2^60. Whoever takes one of them waits until the machine is restored."""
+    """The numbers below 2^60. A caller that takes one of them waits until the machine is restored."""
 
     def __len__(self):
         return 1 << 60

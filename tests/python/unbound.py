@@ -71,7 +71,7 @@ ours.seed(6)
 plain.seed(6)
 assert ours.random() == plain.random()
 
-# No device, and no change: the sequence goes on.
+# No device, and no change: the sequence continues.
 write("unbind")
 refused(vmgenid.Gone, counter.barrier)
 refused(vmgenid.Gone, lambda: counter.wait(since))

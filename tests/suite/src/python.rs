@@ -161,7 +161,11 @@ fn no_two_clones_draw_the_same(context: &Context) -> Result<()> {
         };
         for other in others {
             let common = values.intersection(&other.values[&name]).count();
-            ensure!(common > 0, "{name} differs by itself in {}", other.who);
+            ensure!(
+                common > 0,
+                "{name} differs without the package in {}",
+                other.who
+            );
         }
     }
     ensure!(one.values.len() == 12, "plain: {:?}", one.values.keys());
@@ -224,7 +228,7 @@ fn events_come_once_per_restore(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Expect that a generator draws nothing after a change while the device is unbound, and goes on when
+/// Expect that a generator draws nothing after a change while the device is unbound, and continues when
 /// it is bound again; that a callback is told then. Expect that `/dev/sysgenid` is a source, too.
 fn a_device_comes_back(context: &Context) -> Result<()> {
     let mut options = with_python(context, Options::default())?;

@@ -115,7 +115,7 @@ fn a_state_file_that_cannot_be_right_is_no_reason_to_do_nothing(context: &Contex
         clean(&vm)?;
     }
 
-    // Another boot: the counter of a hypervisor goes on, what was due still is.
+    // Another boot: the counter of a hypervisor keeps its value, and what was due still is.
     let boot = r#"sed 's/"boot":"[^"]*"/"boot":"another"/'"#;
     for (script, expected) in [
         (format!("{boot} /tmp/good"), vec![]),

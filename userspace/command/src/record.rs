@@ -29,7 +29,7 @@ pub struct State {
     pub generation: String,
     /// The machine was restored, and has not been renewed since.
     pub due: bool,
-    /// The generation in which the machine was renewed last. `None`: nobody knows.
+    /// The generation in which the machine was renewed last. `None`: unknown.
     pub from: Option<String>,
     /// The hooks that have succeeded in this generation.
     #[serde(default)]
@@ -173,8 +173,8 @@ impl Record {
             };
             let mut file = NamedTempFile::new_in(dir)?;
             file.write_all(serde_json::to_string(&self.state)?.as_bytes())?;
-            let everybody = Permissions::from_mode(0o644);
-            file.as_file().set_permissions(everybody)?;
+            let readable = Permissions::from_mode(0o644);
+            file.as_file().set_permissions(readable)?;
             file.as_file().sync_all()?;
             file.persist(path)?;
             Ok(File::open(dir)?.sync_all()?)

@@ -127,7 +127,7 @@ pub fn pause_after(failures: u32) -> Duration {
     Duration::from_secs(1 << failures.saturating_sub(1).min(6))
 }
 
-/// Says what went wrong, and goes on.
+/// Prints the error. The watcher continues.
 pub fn complain(result: Result<()>) {
     if let Err(err) = result {
         eprintln!("vmgenid: {err:#}");

@@ -186,7 +186,7 @@ class Sequences(unittest.TestCase):
         ours.seed()
         self.assertNotEqual(ours.random(), random.Random(5).random())
 
-    # Expect that an error of a method is the caller's, and that the generator goes on.
+    # Expect that an error of a method is the caller's, and that the generator continues.
     def test_errors(self) -> None:
         ours = Random(5, without_counter=FORKS_ONLY)
         for call in (lambda: ours.getrandbits(-1), lambda: ours.choice([])):

@@ -14,7 +14,7 @@ from ._counter import Counter
 
 def seed() -> int:
     """As many bits as the state of MT19937. os.urandom waits until the kernel's generator is
-    initialized; random.Random by itself does not."""
+    initialized; random.Random does not."""
     return int.from_bytes(os.urandom(624 * 4), "little")
 
 

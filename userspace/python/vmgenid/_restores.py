@@ -33,7 +33,7 @@ def on_restore(
 ) -> Callable[[], None]:
     """Has `callback(generation)` called after each restore, after the barrier, in a thread.
 
-    The notification comes some milliseconds after the restore, and meanwhile the program goes on: this
+    The notification comes some milliseconds after the restore, and the program runs in the meantime: this
     is for what may come late (connections, leases, a log line). Randomness needs `Random` or `Cached`.
 
     Restores that follow each other while callbacks run are one call. An exception of a callback is
