@@ -206,7 +206,7 @@ class Check:
                     continue
                 url = urllib.parse.urlsplit(link)
                 path = self.site / urllib.parse.unquote(url.path).lstrip("/")
-                # rustdoc's ids are encoded, too.
+                # rustdoc also encodes its ids.
                 names = {url.fragment, urllib.parse.unquote(url.fragment)}
                 if not path.is_file():
                     self.error(page, f"no such page: {link}")

@@ -2,8 +2,8 @@
 
 //! A VM's folder: everything that there is of a VM, running or not.
 //!
-//! A folder is made under a hidden name, and renamed once it is complete; it is removed under a
-//! hidden name, too. So a folder with a VM's name is whole, whatever was interrupted. A hidden
+//! A folder is made under a hidden name, and renamed once it is complete; it is renamed again before it is removed, to a
+//! hidden name. So a folder with a VM's name is whole, whatever was interrupted. A hidden
 //! folder without a lock is waste.
 
 use crate::interrupt;

@@ -149,7 +149,7 @@ fn arguments(options: &Options, name: &str, start: Start<'_>) -> Vec<String> {
     if options.paused {
         args.push("-S".into());
     }
-    // A guest that panics or reboots ends. The connections to it then end, too.
+    // A guest that panics or reboots ends. Its connections then end.
     args.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(String::from));
     args.extend(options.qemu_arg.iter().cloned());
     args
