@@ -94,7 +94,7 @@ impl Drawn {
             if before != after && name != "cut" {
                 continue;
             }
-            // One of several numbers that is the same is a repetition, too.
+            // One equal number of several counts as a repetition.
             let values = values.entry(name.to_owned()).or_default();
             values.extend(drawn.iter().map(|&word| word.to_owned()));
         }
