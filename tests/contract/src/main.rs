@@ -58,6 +58,8 @@ enum Program {
     /// Sleep as a real-time process; when the counter changes, draw from the
     /// kernel again and again
     Preempt(preempt::Args),
+    /// Print how many nanoseconds 1,000 draws from the vDSO take, and 1,000 by system calls
+    Vdso,
     /// Sleep until the counter changes, and write down what happens then
     Wait(wait::Args),
     /// Draw from generators of the crate without end, and write down their output
@@ -134,6 +136,7 @@ fn main() -> ExitCode {
         Program::Warm(args) => warm::run(&args),
         Program::Draws(args) => warm::draws(&args),
         Program::Preempt(args) => preempt::run(&args),
+        Program::Vdso => preempt::vdso(),
         Program::Wait(args) => wait::run(args),
         Program::Stream(args) => stream::run(&args),
         Program::Stress(args) => stress::run(args),

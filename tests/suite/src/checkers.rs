@@ -3,7 +3,7 @@
 //! The kernel's checkers: that they are there, and that their reports fail a test.
 
 use crate::{
-    context::{Context, genctr},
+    context::{Context, freeze, genctr},
     deadline, tests, vmforks,
 };
 use anyhow::{Context as _, Result, ensure};
@@ -97,7 +97,19 @@ fn a_report_fails_the_test_that_ends_the_guest(_: &Context) -> Result<()> {
     let vm = observed.boot(genctr(42))?;
     let _ = vm.shell(&format!("{say}; poweroff -f"));
     drop(vm);
-    reported("a guest that is down", true)
+    reported("a guest that is down", true)?;
+
+    // What only the questions find, in a guest that stands still.
+    let mut vm = observed.boot(genctr(42))?;
+    vm.shell("echo 512 >/proc/sys/kernel/tainted")?;
+    freeze(&mut vm, &snapshot)?;
+    drop(vm);
+    let judged = observed.reports.judge(Ok(()));
+    let said = judged
+        .err()
+        .context("a guest that stands still: no report")?;
+    ensure!(said.to_string().contains("tainted"), "{said}");
+    Ok(())
 }
 
 fn a_test_that_hangs_ends_at_its_deadline(_: &Context) -> Result<()> {

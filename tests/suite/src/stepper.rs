@@ -40,6 +40,7 @@ tests! {
     a_draw_needs_no_barrier_on_1_cpu (30 min) [Series]
     a_draw_needs_no_barrier_on_2_cpus (30 min) [Series]
     a_draw_of_the_vdso_needs_no_barrier (30 min) [Series]
+    a_draw_of_the_vdso_is_no_system_call [Series]
     draws_of_the_vdso_are_equal_without_the_barrier [Tiny]
     every_instruction_of_a_reseed [Soak]
     every_instruction_of_the_builtin_drivers_reseed [Soak]
@@ -780,6 +781,49 @@ fn a_draw_needs_no_barrier_on_2_cpus(context: &Context) -> Result<()> {
 fn a_draw_of_the_vdso_needs_no_barrier(context: &Context) -> Result<()> {
     for smp in [1, 2] {
         expect_none_equal(context, smp, Path::Periodic, Look::Vdso)?;
+    }
+    Ok(())
+}
+
+/// Expect that the vDSO computes in the process, with a counter, also after the counter has changed,
+/// and without one: instructions are counted, and a system call takes five times as many.
+fn a_draw_of_the_vdso_is_no_system_call(context: &Context) -> Result<()> {
+    let with_counter = Options {
+        icount: true,
+        no_module: true,
+        ..genctr(42)
+    };
+    let without = Options {
+        no_device: true,
+        genctr: None,
+        ..with_counter.clone()
+    };
+    for options in [with_counter, without] {
+        let has_counter = options.genctr.is_some();
+        let mut vm = context.boot(options)?;
+        await_random(&vm)?;
+        for change in [false, true] {
+            if change && has_counter {
+                vm.set_genctr(43)?;
+                // The driver is notified, or this call reseeds.
+                vm.shell("head -c 16 /dev/urandom >/dev/null")?;
+            }
+            let said = vm.shell("contract vdso")?;
+            let times: Vec<u64> = said
+                .split_whitespace()
+                .map(str::parse)
+                .collect::<Result<_, _>>()?;
+            let [vdso, call] = times[..] else {
+                bail!("the guest says: {said}");
+            };
+            eprintln!(
+                "counter {has_counter}, changed {change}: {vdso} ns by the vDSO, {call} ns by calls"
+            );
+            ensure!(
+                vdso * 2 < call,
+                "counter {has_counter}, changed {change}: 1,000 draws take {vdso} ns by the vDSO, {call} ns by system calls"
+            );
+        }
     }
     Ok(())
 }

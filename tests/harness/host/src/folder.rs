@@ -2,9 +2,9 @@
 
 //! A VM's folder: everything that there is of a VM, running or not.
 //!
-//! A folder is made under a hidden name, and renamed once it is complete; it is renamed again before it is removed, to a
-//! hidden name. So a folder with a VM's name is whole, whatever was interrupted. A hidden
-//! folder without a lock is waste.
+//! A folder is made under a hidden name, and renamed once it is complete. Before it is removed, it
+//! is renamed to a hidden name. So a folder with a VM's name is whole, whatever was interrupted. A
+//! hidden folder without a lock is waste.
 
 use crate::interrupt;
 use crate::lineage::Lineage;
