@@ -107,7 +107,7 @@ step() {
 		cp "$log" "$cache/failed.log" 2>/dev/null || true
 		grep -q 'No space left on device' "$log" &&
 			die "$label: the disk is full: make room in $cache (or in /var/tmp) and run the same command again"
-		grep -qiE 'failure resolving|could not resolve|network is unreachable|could not connect|connection (refused|timed out)' "$log" &&
+		grep -qiE 'failure resolving|could not resolve|network is unreachable|could not connect|connection (refused|timed out)|no matching distribution found' "$log" &&
 			die "$label: a package or crate could not be fetched: connect this machine to the network, then run the same command again ($cache/failed.log says what was wanted)"
 		tail -n 20 "$log" >&2
 		die "$label failed (exit status $rc), see $cache/failed.log; the same command starts it again"
