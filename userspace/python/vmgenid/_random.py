@@ -44,7 +44,7 @@ class Random(random.Random):
     """A random.Random that no two clones, and no two processes, continue from the same state.
 
     It is seeded from the kernel, and again after each restore and each fork, after the barrier. That
-    is so too if the caller has chosen the state, by `seed(x)` or `setstate`: a restore ends that
+    also holds if the caller has chosen the state, by `seed(x)` or `setstate`: a restore ends that
     sequence. Each method checks after its output, which is made anew if there was a restore: no number
     of an old state is returned, and no list is chosen half from one.
 
