@@ -182,3 +182,37 @@ impl Record {
         write().with_context(|| format!("cannot write {}", path.display()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(source: Source, boot: &str, generation: &str) -> State {
+        State {
+            vmgenid: 1,
+            boot: boot.into(),
+            source: source.to_string(),
+            generation: generation.into(),
+            due: false,
+            from: None,
+            done: BTreeSet::new(),
+            failed: BTreeMap::new(),
+        }
+    }
+
+    /// Expect that another generation is a restore, except `sysgenid`'s in another boot, where the
+    /// count has started again; and that another source is one.
+    #[test]
+    fn another_generation_is_a_restore_unless_the_count_has_started_again() {
+        let was = |source| state(source, "boot 1", "5");
+        for source in [Source::Vmgenid, Source::Sysgenid] {
+            assert!(!was(source).is_old(&state(source, "boot 1", "5")));
+            assert!(was(source).is_old(&state(source, "boot 1", "6")));
+            assert!(!was(source).is_old(&state(source, "boot 2", "5")));
+        }
+        assert!(was(Source::Vmgenid).is_old(&state(Source::Vmgenid, "boot 2", "6")));
+        assert!(!was(Source::Sysgenid).is_old(&state(Source::Sysgenid, "boot 2", "0")));
+        assert!(was(Source::Vmgenid).is_old(&state(Source::Sysgenid, "boot 1", "5")));
+        assert!(was(Source::Sysgenid).is_old(&state(Source::Vmgenid, "boot 1", "5")));
+    }
+}
