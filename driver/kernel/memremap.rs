@@ -7,6 +7,7 @@
 
 use super::prelude::*;
 use core::ops::Deref;
+use kernel::io::resource::Resource;
 
 /// A range of physical addresses outside of System RAM.
 ///
@@ -101,25 +102,36 @@ const RESERVED: [u32; 2] = [
 ///
 /// # Invariants
 ///
-/// The range is one whole, aligned page. When it was checked, the firmware's map listed every byte
-/// as reserved or as ACPI non-volatile storage.
+/// The range is one whole, aligned page. Either the firmware's map listed every byte as reserved or
+/// as ACPI non-volatile storage when it was checked, or the firmware lists it as memory of a device.
 #[derive(Clone, Copy)]
 pub(crate) struct ReservedPage(Range);
 
 impl ReservedPage {
     /// Checks the page at the physical address `start`. An error completes "ADDR ..." in the log.
     pub(crate) fn new(start: u64) -> Result<Self, &'static str> {
-        if start % PAGE_SIZE as u64 != 0 {
-            return Err("is not page aligned");
-        }
-        let range = Range::new(start, PAGE_SIZE)?;
-
+        let range = Self::aligned(start)?;
         if !range.is_reserved() {
             return Err("is not in memory that the firmware reserved");
         }
-
         // INVARIANT: Checked above.
         Ok(Self(range))
+    }
+
+    /// Checks the first page of `memory`, a device's. An error completes "reg[1] ..." in the log.
+    pub(crate) fn of_device(memory: &Resource) -> Result<Self, &'static str> {
+        if memory.size() < PAGE_SIZE as u64 {
+            return Err("is shorter than a page");
+        }
+        // INVARIANT: Checked above and by the callee. The resource comes from the firmware.
+        Self::aligned(memory.start()).map(Self)
+    }
+
+    fn aligned(start: u64) -> Result<Range, &'static str> {
+        if start % PAGE_SIZE as u64 != 0 {
+            return Err("is not page aligned");
+        }
+        Range::new(start, PAGE_SIZE)
     }
 
     /// Returns the page as a range of addresses.
