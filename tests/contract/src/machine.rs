@@ -5,14 +5,19 @@
 
 use crate::sys;
 use anyhow::{Context, bail, ensure};
-use rustix::{io::Errno, rand::GetRandomFlags};
+use rustix::{
+    fs::OFlags,
+    io::Errno,
+    mm::{MapFlags, ProtFlags},
+    rand::GetRandomFlags,
+};
 use std::{
     ffi::CString,
     fs::{self, File, OpenOptions},
     io::{Read, Seek, SeekFrom, Write, stdin, stdout},
     os::unix::fs::OpenOptionsExt,
     process::Command,
-    sync::OnceLock,
+    sync::{OnceLock, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -27,6 +32,11 @@ const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
 /// The driver of what tells those on microvm, the Generic Event Device, and its device.
 const GED: &str = "/sys/bus/platform/drivers/acpi-ged";
 const GED_DEVICE: &str = "ACPI0013:00";
+/// The interrupt controller of QEMU's machine virt (VIRT_GIC_DIST of hw/arm/virt.c), and its
+/// registers that enable and disable 32 interrupts each: GICD_ISENABLER and GICD_ICENABLER.
+const GIC: u64 = 0x0800_0000;
+const ENABLE: usize = 0x100;
+const DISABLE: usize = 0x180;
 /// What the kernel says when it was reseeded because of a new ID.
 const RESEEDED: &str = "crng reseeded due to virtual machine fork";
 
@@ -139,16 +149,38 @@ impl Masked {
     pub fn new() -> anyhow::Result<Self> {
         if fs::exists(GPE)? {
             fs::write(GPE, "mask\n").context("mask")?;
-        } else {
+        } else if fs::exists(GED)? {
             fs::write(format!("{GED}/unbind"), GED_DEVICE).context("unbind the GED")?;
+        } else {
+            write_to_gic(DISABLE).context("disable the device's interrupt")?;
         }
         Ok(Self(()))
     }
 }
 
+/// Enables or disables the device's own interrupt in arm64's interrupt controller (GICv3), which
+/// keeps an interrupt that comes meanwhile.
+fn write_to_gic(register: usize) -> anyhow::Result<()> {
+    let lines = fs::read_to_string("/proc/interrupts")?;
+    let ours = lines.lines().find(|line| line.ends_with(name()));
+    let words = ours.context("no interrupt")?.split_whitespace();
+    let mut number = words.skip_while(|word| !word.starts_with("GIC")).skip(1);
+    let number: usize = number.next().context("no number")?.parse()?;
+    let memory = sys::open_as("/dev/mem", OFlags::RDWR | OFlags::SYNC)?;
+    let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+    let registers = sys::Map::of(&memory, sys::page(), prot, flags, GIC)?;
+    let word = registers.word(register / 4 + number / 32);
+    word.store(1 << (number % 32), Ordering::SeqCst);
+    Ok(())
+}
+
 impl Drop for Masked {
     fn drop(&mut self) {
-        if fs::write(GPE, "unmask\n").is_err() {
+        if fs::exists(GPE).unwrap_or(false) {
+            let _ = fs::write(GPE, "unmask\n");
+        } else if !fs::exists(GED).unwrap_or(false) {
+            let _ = write_to_gic(ENABLE);
+        } else {
             let _ = fs::write(format!("{GED}/bind"), GED_DEVICE);
             // The interrupts that came meanwhile are lost. At the next one, the GED tells all that
             // it was to tell.

@@ -112,12 +112,17 @@ impl Context {
         if options.machine == Machine::default() {
             options.machine = machine();
         }
-        options.add.extend(
-            ["contract", "header", "header32", "vmgenid"].map(|name| Add {
-                host: self.program(name),
+        let kernel = options.kernel();
+        for name in ["contract", "header", "header32", "vmgenid"] {
+            // A cortex-a72 has no 32-bit programs here.
+            if name == "header32" && machine() == Machine::Virt {
+                continue;
+            }
+            options.add.push(Add {
+                host: self.host.guest_program(&kernel, name)?,
                 guest: format!("/bin/{name}"),
-            }),
-        );
+            });
+        }
         Vm::boot(&self.host, options)
     }
 }
@@ -129,9 +134,11 @@ pub fn parameters() -> Option<String> {
     parameters.filter(|parameters| !parameters.is_empty())
 }
 
-/// The machine that the guests have: microvm with VMGENID_MACHINE=microvm in the environment.
+/// The machine that the guests have: microvm with VMGENID_MACHINE=microvm in the environment, virt
+/// with a kernel for arm64.
 pub fn machine() -> Machine {
     match std::env::var("VMGENID_MACHINE").as_deref() {
+        _ if kernel::is_arm64(&kernel::default()) => Machine::Virt,
         Ok("microvm") => Machine::Microvm,
         _ => Machine::Pc,
     }

@@ -13,6 +13,7 @@ mod contention;
 pub mod context;
 mod deadline;
 mod debian;
+mod device_tree;
 pub mod draws;
 mod early;
 mod faults;
@@ -83,13 +84,14 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
     }
     // Some tests spend their time waiting.
     args.test_threads = args.test_threads.or(Some(3));
-    let tables: [&[Test]; 30] = [
+    let tables: [&[Test]; 31] = [
         age::TESTS,
         awslc::TESTS,
         checkers::TESTS,
         clones::TESTS,
         command::TESTS,
         debian::TESTS,
+        device_tree::TESTS,
         early::TESTS,
         firmware::TESTS,
         reseeds::TESTS,

@@ -33,6 +33,8 @@ pub enum On {
     PlainKernel,
     /// Only on a PC: what needs ACPI's interrupt (SCI).
     Pc,
+    /// Only with a kernel for arm64, whose guests have a device tree.
+    Arm64,
     /// Only with a whole Debian guest, with its kernel.
     Debian,
     /// Not in `make test`: takes an hour, or as long as the environment says. Has no deadline.
@@ -62,11 +64,12 @@ pub fn is_ignored(on: &[On]) -> bool {
     }
     let other_setup = context::parameters().is_some()
         || context::source() == Source::Vmclock
-        || context::machine() == Machine::Microvm;
+        || context::machine() != Machine::Pc;
     let plain = matches!(kernel.as_str(), "tiny" | "builtin" | kernel::SERIES);
     is(On::Soak)
-        || other_setup && !is(On::AnySetup)
-        || context::machine() == Machine::Microvm && is(On::Pc)
+        || other_setup && !is(On::AnySetup) && !is(On::Arm64)
+        || !kernel::is_arm64(&kernel) && is(On::Arm64)
+        || context::machine() != Machine::Pc && is(On::Pc)
         || kernel != "tiny" && is(On::Tiny)
         || kernel::is_builtin(&kernel) && is(On::NotBuiltin)
         || !kernel::is_builtin(&kernel) && is(On::Builtin)
