@@ -11,7 +11,7 @@ use harness::{Add, Options};
 use std::{fs, path::Path};
 
 tests! {
-    every_unit_of_the_driver_passes_its_tests
+    every_unit_of_the_driver_passes_its_tests [AlsoArm64]
 }
 
 /// How many tests the driver's sources have.

@@ -35,6 +35,8 @@ pub enum On {
     Pc,
     /// Only with a kernel for arm64, whose guests have a device tree.
     Arm64,
+    /// Also with such a kernel.
+    AlsoArm64,
     /// Only with a whole Debian guest, with its kernel.
     Debian,
     /// Not in `make test`: takes an hour, or as long as the environment says. Has no deadline.
@@ -62,13 +64,14 @@ pub fn is_ignored(on: &[On]) -> bool {
     if debian || is(On::Debian) {
         return debian != is(On::Debian);
     }
+    let is_arm64 = kernel::is_arm64(&kernel);
     let other_setup = context::parameters().is_some()
         || context::source() == Source::Vmclock
         || context::machine() != Machine::Pc;
     let plain = matches!(kernel.as_str(), "tiny" | "builtin" | kernel::SERIES);
     is(On::Soak)
-        || other_setup && !is(On::AnySetup) && !is(On::Arm64)
-        || !kernel::is_arm64(&kernel) && is(On::Arm64)
+        || other_setup && !is(On::AnySetup) && !(is_arm64 && (is(On::Arm64) || is(On::AlsoArm64)))
+        || !is_arm64 && is(On::Arm64)
         || context::machine() != Machine::Pc && is(On::Pc)
         || kernel != "tiny" && is(On::Tiny)
         || kernel::is_builtin(&kernel) && is(On::NotBuiltin)
