@@ -248,8 +248,29 @@ mod tests {
 
     #[test]
     fn no_byte_is_in_system_ram() {
-        // Usable memory at 16 MiB: the kernel's default address.
-        for address in [0x100_0000, 0x100_0ff8] {
+        /// # Safety
+        ///
+        /// `res` must be valid, and `start` point exclusively at a `u64`.
+        unsafe extern "C" fn first(res: *mut bindings::resource, start: *mut c_void) -> c_int {
+            // SAFETY: By the safety requirements.
+            unsafe { *start.cast::<u64>() = (*res).start };
+            1
+        }
+
+        let mut ram: u64 = 0;
+        // SAFETY: `first` gets a valid resource, and the pointer to `ram`.
+        let found = unsafe {
+            bindings::walk_iomem_res_desc(
+                bindings::IORES_DESC_NONE as c_ulong,
+                bindings::IORESOURCE_SYSTEM_RAM as c_ulong,
+                0,
+                u64::MAX,
+                (&raw mut ram).cast(),
+                Some(first),
+            )
+        };
+        assert_eq!(found, 1);
+        for address in [ram, ram + 0xff8] {
             assert_eq!(wrong(address, 16), Some("is in System RAM"));
         }
     }
