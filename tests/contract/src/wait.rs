@@ -155,16 +155,25 @@ pub fn expect(file: &OwnedFd, expected: Said) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The system calls that these ways sleep in.
-const SLEEPS: [i64; 7] = [
+/// The system calls that these ways sleep in. Newer architectures lack the older ones.
+const SLEEPS: &[i64] = &[
+    #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
     libc::SYS_ppoll,
+    #[cfg(target_arch = "x86_64")]
     libc::SYS_select,
     libc::SYS_pselect6,
+    #[cfg(target_arch = "x86_64")]
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
     libc::SYS_io_uring_enter,
 ];
+
+/// Whether a thread sleeps in one of them, by its file `syscall` in /proc.
+pub fn in_sleep(syscall: &str) -> bool {
+    let number = syscall.split_whitespace().next().unwrap_or_default();
+    number.parse().is_ok_and(|number| SLEEPS.contains(&number))
+}
 
 /// Does something while a thread sleeps in each of the ways. Each has to be woken, and to say what
 /// is expected. Before that, `look` checks the thread that was woken.
@@ -207,8 +216,7 @@ fn sleeps<T>(tid: i32, sleepers: &[ScopedJoinHandle<'_, T>]) -> anyhow::Result<(
             "one does not wait, though nothing has happened"
         );
         let call = fs::read_to_string(format!("/proc/self/task/{tid}/syscall"))?;
-        let number = call.split_whitespace().next().unwrap_or_default();
-        Ok(number.parse().is_ok_and(|number| SLEEPS.contains(&number)))
+        Ok(in_sleep(&call))
     })
 }
 

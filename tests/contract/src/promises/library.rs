@@ -8,7 +8,7 @@ use crate::{
     machine::{Device, Masked, a_while, change, private_node, reseeded_by, within_a_minute},
     promises::same,
     sys,
-    wait::{Epoll, LONG, NOW, Said},
+    wait::{Epoll, LONG, NOW, Said, in_sleep},
 };
 use anyhow::{Context, bail, ensure};
 use chacha20::ChaCha20Rng;
@@ -276,16 +276,11 @@ pub fn a_signal_does_not_end_a_wait() -> anyhow::Result<()> {
     sys::let_interrupt(Signal::USR1).context("sigaction")?;
     let counter = Counter::open()?;
     let since = counter.barrier()?;
-    let poll = format!("{} ", libc::SYS_poll);
-    let ppoll = format!("{} ", libc::SYS_ppoll);
     // A signal to the process goes to its first thread, which waits.
     let interrupt = || -> anyhow::Result<u32> {
         let call = format!("/proc/{}/syscall", getpid().as_raw_pid());
         for _ in 0..20 {
-            within_a_minute("it sleeps", || {
-                let call = fs::read_to_string(&call)?;
-                Ok(call.starts_with(&poll) || call.starts_with(&ppoll))
-            })?;
+            within_a_minute("it sleeps", || Ok(in_sleep(&fs::read_to_string(&call)?)))?;
             kill_process(getpid(), Signal::USR1)?;
         }
         a_while();
