@@ -62,8 +62,8 @@ use kernel::{
 /// How many times the vmfork notifiers were called.
 static COUNT: Atomic<u32> = Atomic::new(0);
 
-/// When that was, when a notification was last sent, and when the last ones had been handled:
-/// nanoseconds of the monotonic clock.
+/// When the notifiers were last called, when a notification was last sent, and when the last ones
+/// had been handled: nanoseconds of the monotonic clock.
 static AT: Atomic<i64> = Atomic::new(0);
 static SENT: Atomic<i64> = Atomic::new(0);
 static HANDLED: Atomic<i64> = Atomic::new(0);
@@ -229,8 +229,8 @@ fn poke(reader: &mut UserSliceReader) -> Result {
     Ok(())
 }
 
-/// How many changes `watch` has seen, which is `u32::MAX` before it looks, and how many of them
-/// before that of the ID.
+/// How many changes of the counter `watch` has seen (`u32::MAX` before it starts), and at how many
+/// of them the ID was still the old one.
 static SEEN: Atomic<u32> = Atomic::new(u32::MAX);
 static TOO_EARLY: Atomic<u32> = Atomic::new(0);
 
@@ -246,7 +246,7 @@ fn watch(reader: &mut UserSliceReader) -> Result {
         if now() > until {
             return Err(ETIMEDOUT);
         }
-        // Seldom enough that most of the time is spent looking.
+        // The loop sleeps so seldom that most of its time is spent comparing.
         if (0..1_000_000).any(|_| counter.load() != last) {
             if id.load() == last_id {
                 TOO_EARLY.fetch_add(1, Relaxed);
@@ -266,7 +266,8 @@ fn watch(reader: &mut UserSliceReader) -> Result {
 
 fn hold_rtnl(reader: &mut UserSliceReader) -> Result {
     let _rtnl = Rtnl::lock();
-    // Under the lock, as the network's own ioctls do it: lockdep learns that order, too.
+    // The number is copied under the lock, as the network's own ioctls do it, so that lockdep also
+    // learns that order.
     let milliseconds = number(reader)?;
     HELD.store(true, Relaxed);
     // SAFETY: We may sleep.
@@ -360,7 +361,7 @@ unsafe extern "C" fn worked(_work: *mut bindings::work_struct) {
 /// How long the handlers of ACPI's interrupt took at least.
 static INTERRUPT: Atomic<i64> = Atomic::new(0);
 
-/// Its number, for callers that must not sleep.
+/// The number of ACPI's interrupt, for callers that must not sleep.
 static IRQ: Atomic<u32> = Atomic::new(0);
 
 /// ACPI's interrupt.
