@@ -124,7 +124,7 @@ impl Guest {
             BLIND => ("contract draws --blind --out /tmp/draws --count", 16_000),
             _ => ("awslc --counter --out /tmp/part --draws", 1500),
         };
-        // The draws that a process has written down before it ended itself are used, too.
+        // If the process has ended itself, the draws that it had written down by then are used.
         let script = format!(
             "{program} {draws} || echo aborted; test -e /tmp/draws || mv /tmp/part /tmp/draws"
         );

@@ -120,8 +120,8 @@ pub struct Growth {
 pub struct Draws {
     pub barrier: bool,
     pub clones: usize,
-    /// In each bin of a quarter of a millisecond, if there were draws in it: the
-    /// share of them that another clone had, too.
+    /// For each bin of a quarter of a millisecond that has draws, the share of them that another
+    /// clone also had.
     pub same: Vec<Option<f64>>,
 }
 

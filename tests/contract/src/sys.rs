@@ -77,7 +77,7 @@ pub fn offset(file: &OwnedFd) -> u64 {
 
 // SAFETY: A mapping belongs to the process, not to a thread.
 unsafe impl Send for Map {}
-// SAFETY: What a shared reference gives access to is words that are loaded and stored atomically.
+// SAFETY: A shared reference gives access only to words that are loaded and stored atomically.
 unsafe impl Sync for Map {}
 
 impl Map {

@@ -24,8 +24,8 @@ tests! {
 /// drivers/char/random.c.
 const OLD: u64 = 130;
 
-/// Moves the guest's clock, and waits until the kernel has made the reseed that was due. The next one
-/// comes after CRNG_RESEED_INTERVAL.
+/// Moves the guest's clock, and waits until the kernel has made the reseed that was due. The next
+/// one comes after CRNG_RESEED_INTERVAL.
 ///
 /// A process that spins or draws should be started after this.
 pub fn grow_old(vm: &mut Vm) -> Result<()> {

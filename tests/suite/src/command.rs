@@ -116,7 +116,7 @@ fn what_is_wrong_is_said(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Waits until `file` in the guest says something.
+/// Waits until `file` in the guest contains `what`, and returns its content.
 pub fn says(vm: &Vm, file: &str, what: &str) -> Result<String> {
     wait(what, || {
         let said = vm.shell(&format!("cat {file} 2>/dev/null || true"))?;

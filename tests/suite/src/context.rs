@@ -339,7 +339,7 @@ impl Reply {
     }
 }
 
-/// Whether the kernel's own driver is built in, beside ours.
+/// Whether the kernel's own driver is built in, beside this one.
 pub fn is_builtin() -> bool {
     kernel::is_builtin(&kernel::default())
 }

@@ -76,8 +76,8 @@ fn faults(said: &str, outcomes: &[&str]) -> Result<u32> {
 /// Expect that the faults of a probe lead to each of the allowed outcomes and to no other, that the
 /// next bind works, and that nothing leaks.
 ///
-/// The ACPI objects of the device are plain names. Where an allocation fails while a method stores a
-/// package into a local, as QEMU's does, ACPICA itself follows a null pointer
+/// The ACPI objects of the device are plain names. Where an allocation fails while a method stores
+/// a package into a local, as QEMU's does, ACPICA itself follows a null pointer
 /// (acpi_ut_update_object_reference(), 7.3.4).
 fn probes(context: &Context, walk: &str, floor: u32) -> Result<()> {
     let (_tables, options) = firmware::plain(context)?;

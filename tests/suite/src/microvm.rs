@@ -84,10 +84,10 @@ fn the_barrier_is_what_makes_draws_differ(context: &Context) -> Result<()> {
     no_splat(&vm)
 }
 
-/// What AWS-LC's pull request 3418 does, as a client of ours: it maps `/dev/vmclock0`, seeds once
-/// when the counter has changed, and draws 4,096 times from that seed. Expect that clones repeat each
-/// other on the bare VMClock, and that they do not on `/dev/sysgenid`, nor if the client reads
-/// `/dev/vmgenid` before it seeds.
+/// Expect that clones repeat each other's draws where a client seeds on the bare VMClock, and that
+/// they do not on `/dev/sysgenid`, nor where the client reads `/dev/vmgenid` before it seeds. The
+/// client does what AWS-LC's pull request 3418 does: it maps the node, seeds once when the counter
+/// has changed, and draws 4,096 times from that seed.
 fn a_library_that_maps_vmclock0_repeats_itself(context: &Context) -> Result<()> {
     let mut options = firecracker(two_cpus());
     options.parameter = vec!["sysgenid=1".into()];

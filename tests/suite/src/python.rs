@@ -172,8 +172,8 @@ fn no_two_clones_draw_the_same(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Expect that a callback and an asyncio iterator, in a process and in its child, are told of each
-/// restore once, of those of one snapshot and of those that follow each other.
+/// Expect that a callback and an asyncio iterator, in a process and in its child, report each
+/// restore once: restores of one snapshot, and restores that follow each other.
 fn events_come_once_per_restore(context: &Context) -> Result<()> {
     let mut vm = context.boot(with_python(context, two_cpus())?)?;
     let log = "/tmp/events.log";

@@ -736,7 +736,7 @@ fn the_first_id_is_mixed_in_before_the_reseed(context: &Context) -> Result<()> {
     let mix = function(&vm, "add_device_randomness")?;
     let reseed = function(&vm, "random_ioctl")?;
     let id = id_in_memory(&vm)?;
-    // The guest stands still while the debugger is attached, until it is told to run.
+    // The guest is stopped while the debugger is attached, until the debugger lets it run.
     vm.spawn(["sh", "-c", "sleep 1; insmod /vmgenid.ko"], "/tmp/insmod")?;
     let mut gdb = vm.debug()?;
     let mut mixed = false;

@@ -373,8 +373,8 @@ fn linuxs_driver_is_not_disturbed(context: &Context) -> Result<()> {
     vm.qom_set_counter(45)?;
     same(&vm, 45)?;
 
-    // Without /dev/vmgenid a user without access to /dev/vmclock0 gets an error that says so,
-    // unless there is another source.
+    // Without /dev/vmgenid, a user who may not open /dev/vmclock0 gets an error that names that
+    // node, unless there is another source.
     let get = "rm -f /dev/vmgenid; su nobody -c 'vmgenid get'";
     let output = vm.exec(["sh", "-c", get])?;
     let said = String::from_utf8_lossy(&output.stderr);

@@ -312,8 +312,8 @@ pub fn an_interrupt_for_others_wakes_nobody_too_early() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Expect that each change is told, also to a file whose last change has not been read, and that
-/// nothing is told without a change.
+/// Expect that edge-triggered epoll reports each change, also for a file whose last change has not
+/// been read, and that it reports nothing without a change.
 pub fn edge_triggered_epoll_tells_each_change() -> anyhow::Result<()> {
     let file = open()?;
     let edge = Epoll::edge_triggered(&file)?;

@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
 
-/// To be raised with every change of the messages: the agent in an old snapshot stays as it is.
+/// Must be raised with every change of the messages: an old snapshot has an old agent.
 pub const VERSION: u32 = 1;
 
 /// The file in the guest that says what the module is loaded with, if it is there.
