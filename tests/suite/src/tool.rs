@@ -370,8 +370,8 @@ fn exists(pid: Pid) -> bool {
     stat.is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-/// Expect that SIGINT and SIGTERM end the tool, and that neither its VM nor its QEMU is left, at
-/// any moment.
+/// Expect that SIGINT and SIGTERM end the tool, its VM and its QEMU while a command runs, and that
+/// SIGINT before that leaves no VM in the list.
 fn ctrl_c_leaves_nothing_behind(context: &Context) -> Result<()> {
     for signal in [Signal::INT, Signal::TERM] {
         let mut child = running(context, &["run"])?;
