@@ -143,8 +143,11 @@ impl Watched {
                 Err(EPROBE_DEFER) => return Err(EPROBE_DEFER),
                 Err(err) => dev_warn!(
                     dev,
-                    "interrupts[0] cannot be used ({:?}): no notification, only reads and polls of /dev/vmgenid reseed\n",
-                    err
+                    "interrupts[0] {}: no notification, only reads and polls of /dev/vmgenid reseed\n",
+                    match err {
+                        EBUSY => "belongs to another driver",
+                        _ => "is missing or cannot be mapped",
+                    }
                 ),
             }
         }

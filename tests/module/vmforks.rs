@@ -411,9 +411,14 @@ unsafe extern "C" fn call_handlers(_work: *mut bindings::irq_work) {
 
 fn settle() {
     // SAFETY: We may sleep, and are in no work item. A notify handler of the driver returns when its
-    // thread has applied the rule, which queues the work item.
+    // thread has applied the rule, which queues the work item. With a device tree, the interrupt's
+    // handler wakes that thread, which has a real-time priority.
     unsafe {
-        bindings::acpi_os_wait_events_complete();
+        if bindings::acpi_disabled == 0 {
+            bindings::acpi_os_wait_events_complete();
+        } else {
+            bindings::msleep(20);
+        }
         bindings::__flush_workqueue(bindings::system_dfl_wq);
     }
 }

@@ -153,7 +153,7 @@ impl Masked {
         } else if has_ged() {
             fs::write(format!("{GED}/unbind"), GED_DEVICE).context("unbind the GED")?;
         } else {
-            write_to_gic(DISABLE).context("disable the device's interrupt")?;
+            enable_interrupt(false).context("disable the device's interrupt")?;
         }
         Ok(Self(()))
     }
@@ -165,7 +165,8 @@ fn has_ged() -> bool {
 
 /// Enables or disables the device's own interrupt in arm64's interrupt controller (GICv3), which
 /// keeps an interrupt that comes meanwhile.
-fn write_to_gic(register: usize) -> anyhow::Result<()> {
+pub fn enable_interrupt(enable: bool) -> anyhow::Result<()> {
+    let register = if enable { ENABLE } else { DISABLE };
     let lines = fs::read_to_string("/proc/interrupts")?;
     let ours = lines.lines().find(|line| line.ends_with(name()));
     let words = ours.context("no interrupt")?.split_whitespace();
@@ -184,7 +185,7 @@ impl Drop for Masked {
         if fs::exists(GPE).unwrap_or(false) {
             let _ = fs::write(GPE, "unmask\n");
         } else if !has_ged() {
-            let _ = write_to_gic(ENABLE);
+            let _ = enable_interrupt(true);
         } else {
             let _ = fs::write(format!("{GED}/bind"), GED_DEVICE);
             // Interrupts that came while the GED's driver was unbound are lost. At the next

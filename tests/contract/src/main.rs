@@ -105,6 +105,8 @@ enum Program {
     AtOnce(atonce::Args),
     /// Let a read return EAGAIN, and check that poll reports nothing once the counter has been read
     Owed,
+    /// Disable the device's own interrupt in arm64's interrupt controller, or enable it: off, on
+    Interrupt { state: String },
     /// Have the machine's power button pressed, and see each press
     Button(button::Args),
     /// Map the counter's page and dump core
@@ -150,6 +152,7 @@ fn main() -> ExitCode {
         Program::Cost { what } => cost::run(what.unwrap_or(cost::What::Calls)),
         Program::AtOnce(args) => atonce::run(&args),
         Program::Owed => atonce::owed(),
+        Program::Interrupt { state } => machine::enable_interrupt(state == "on"),
         Program::Button(args) => button::run(&args),
         Program::Crash => promises::crash(),
     };

@@ -275,17 +275,27 @@ pub fn id_in_memory(vm: &Vm) -> Result<[u8; 16]> {
     Ok(id)
 }
 
-/// The guest physical address of the device's pages, from VGIA in its ACPI table. The ID is 40
-/// bytes after that address (VMGENID_GUID_OFFSET of QEMU's hw/acpi/vmgenid.h), the counter's page
-/// 4096 bytes.
-pub fn blob(vm: &Vm) -> Result<u32> {
+/// The guest physical addresses of the ID and of the counter, from VGIA in the device's ACPI table or
+/// from `reg` in the device tree. VGIA has the address of the device's pages. The ID is 40 bytes after
+/// that (VMGENID_GUID_OFFSET of QEMU's hw/acpi/vmgenid.h), the counter's page 4096 bytes.
+pub fn addresses(vm: &Vm) -> Result<[u32; 2]> {
+    if machine() == Machine::Virt {
+        let node = "for n in /proc/device-tree/*; do
+            grep -qs microsoft,vmgenid $n/compatible && cat $n/reg; done; true";
+        let reg = vm.exec(["sh", "-c", node])?.stdout;
+        ensure!(reg.len() == 32, "reg: {reg:x?}");
+        let low =
+            |at: usize| -> Result<u32> { Ok(u32::from_be_bytes(reg[at..at + 4].try_into()?)) };
+        return Ok([low(4)?, low(20)?]);
+    }
     let table = "cat /sys/firmware/acpi/tables/SSDT* | tr -d '\\n' | grep -ao 'VGIA.....'";
     let bytes = vm.exec(["sh", "-c", table])?.stdout;
     ensure!(
         bytes.len() >= 9 && bytes[4] == 0x0c,
         "VGIA is not a dword: {bytes:x?}"
     );
-    Ok(u32::from_le_bytes(bytes[5..9].try_into()?))
+    let pages = u32::from_le_bytes(bytes[5..9].try_into()?);
+    Ok([pages + 40, pages + 4096])
 }
 
 /// How many times the kernel's log has [`RESEEDED`], once the number no longer grows.

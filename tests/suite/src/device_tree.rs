@@ -4,8 +4,8 @@
 
 use crate::{
     context::{
-        Context, await_random, counter, driver, expect_counter, expect_reseeds, genctr, no_splat,
-        settled_reseeds, wait,
+        Context, addresses, await_random, counter, driver, expect_counter, expect_reseeds, genctr,
+        no_splat, settled_reseeds, wait,
     },
     tests,
 };
@@ -17,6 +17,7 @@ tests! {
     [Arm64];
     the_devices_own_interrupt_notifies
     each_malformed_node_has_one_line
+    the_counter_is_vmclocks_where_the_node_has_none
 }
 
 /// Expect that the interrupt, without a process that uses the device, has the kernel reseeded once for
@@ -53,6 +54,7 @@ enum Reg {
 /// A node, and the outcome when the driver binds it.
 struct Row {
     name: &'static str,
+    compatible: &'static str,
     reg: &'static [Reg],
     /// A shared peripheral interrupt and its type: 1 is edge-triggered.
     interrupt: Option<(u32, u32)>,
@@ -67,6 +69,7 @@ struct Row {
 /// A node without an error.
 const SOUND: Row = Row {
     name: "sound",
+    compatible: "microsoft,vmgenid",
     reg: &[ID, PAGE],
     interrupt: Some((90, 1)),
     answer: "none",
@@ -155,7 +158,7 @@ const ROWS: &[Row] = &[
         name: "no-interrupt",
         interrupt: None,
         line: Some(
-            "interrupts[0] cannot be used (ENXIO): no notification, only reads and polls of \
+            "interrupts[0] is missing or cannot be mapped: no notification, only reads and polls of \
              /dev/vmgenid reseed",
         ),
         ..SOUND
@@ -165,7 +168,7 @@ const ROWS: &[Row] = &[
         name: "interrupt-of-another",
         interrupt: Some((1, 1)),
         line: Some(
-            "interrupts[0] cannot be used (EINVAL): no notification, only reads and polls of \
+            "interrupts[0] is missing or cannot be mapped: no notification, only reads and polls of \
              /dev/vmgenid reseed",
         ),
         ..SOUND
@@ -175,28 +178,68 @@ const ROWS: &[Row] = &[
 /// Expect for each malformed node what the contract says: the error, one line in the kernel's log,
 /// and the node or none; and that a sound node works after each.
 fn each_malformed_node_has_one_line(context: &Context) -> Result<()> {
-    let plain = context.boot(genctr(42))?;
-    let tree = tempfile::tempdir()?;
-    let tree = tree.path().join("rows.dtb");
-    let own = own_reg(&plain)?;
-    fs::write(&tree, plain.exec(["cat", "/sys/firmware/fdt"])?.stdout)?;
-    drop(plain);
-    for row in ROWS {
-        add(context, &tree, row, &own)?;
-    }
-
-    let vm = context.boot(Options {
-        no_module: true,
-        qemu_arg: vec!["-dtb".into(), tree.display().to_string()],
-        ..genctr(42)
-    })?;
-    vm.shell("echo 0 >/sys/bus/platform/drivers_autoprobe")?;
+    let (vm, _) = boot(context, ROWS)?;
     let devices = devices(&vm)?;
     for row in ROWS {
         check(&vm, row, &devices[row.name])
             .and_then(|()| check(&vm, &SOUND, &devices[SOUND.name]))
             .with_context(|| row.name)?;
     }
+    no_splat(&vm)
+}
+
+/// Boots a guest whose device tree has these nodes beside QEMU's own. No driver binds them. Also
+/// returns the addresses of QEMU's own.
+fn boot(context: &Context, rows: &[Row]) -> Result<(Vm, [u64; 2])> {
+    let plain = context.boot(genctr(42))?;
+    let tree = tempfile::tempdir()?;
+    let tree = tree.path().join("rows.dtb");
+    let own = addresses(&plain)?.map(u64::from);
+    fs::write(&tree, plain.exec(["cat", "/sys/firmware/fdt"])?.stdout)?;
+    drop(plain);
+    for row in rows {
+        add(context, &tree, row, &own)?;
+    }
+    let vm = context.boot(Options {
+        no_module: true,
+        qemu_arg: vec!["-dtb".into(), tree.display().to_string()],
+        ..genctr(42)
+    })?;
+    vm.shell("echo 0 >/sys/bus/platform/drivers_autoprobe")?;
+    Ok((vm, own))
+}
+
+/// Expect that the driver takes the counter of a node `amazon,vmclock`, where its own node has none.
+/// The guest itself writes VMClock's page: QEMU has none on this machine.
+fn the_counter_is_vmclocks_where_the_node_has_none(context: &Context) -> Result<()> {
+    const VMCLOCK: Row = Row {
+        name: "vmclock",
+        compatible: "amazon,vmclock",
+        reg: &[Reg::Page(0x1000, 0x1000)],
+        interrupt: None,
+        ..SOUND
+    };
+    const WITHOUT: Row = Row {
+        name: "no-counter",
+        reg: &[ID],
+        ..SOUND
+    };
+    let (vm, [_, page]) = boot(context, &[VMCLOCK, WITHOUT])?;
+    let page = page + 0x1000;
+    // The words of struct vmclock_abi: magic, size, version, flags, vm_generation_counter.
+    for (offset, value) in [
+        (0, 0x4b4c_4356),
+        (4, 0x1000),
+        (8, 1),
+        (24, 0x100),
+        (104, 42),
+    ] {
+        vm.shell(&format!(
+            "busybox devmem {:#x} 32 {value:#x}",
+            page + offset
+        ))?;
+    }
+    check(&vm, &WITHOUT, &devices(&vm)?[WITHOUT.name])?;
     no_splat(&vm)
 }
 
@@ -252,25 +295,19 @@ fn check(vm: &Vm, row: &Row, device: &str) -> Result<()> {
     vm.shell("contract steps unload").map(drop)
 }
 
-/// The addresses in `reg` of QEMU's own node.
-fn own_reg(vm: &Vm) -> Result<[u64; 2]> {
-    let node = "for n in /proc/device-tree/*; do grep -qs microsoft,vmgenid $n/compatible && cat $n/reg; done";
-    let reg = vm.exec(["sh", "-c", node])?.stdout;
-    let cells: Vec<_> = reg
-        .chunks_exact(8)
-        .map(|cell| u64::from_be_bytes(cell.try_into().expect("8 bytes")))
-        .collect();
-    ensure!(cells.len() == 4, "reg of QEMU's node: {cells:x?}");
-    // The ID may be anywhere in the first page.
-    Ok([cells[0] & !0xffff, cells[2]])
-}
-
 /// Adds a row's node to the tree.
 fn add(context: &Context, tree: &Path, row: &Row, own: &[u64; 2]) -> Result<()> {
     let node = format!("/{}", row.name);
     let put = |kind: &str, property: &str, values: &[String]| -> Result<()> {
-        let mut command = Command::new(context.host.link("arm64-tools").join("bin/fdtput"));
-        command.args(["-p", "-t", kind]).arg(tree);
+        // The root is a Debian of its own, so its program runs with its libraries.
+        let root = context.host.link("arm64-tools").join("root/usr");
+        let mut command = Command::new(root.join("lib64/ld-linux-x86-64.so.2"));
+        command
+            .arg("--library-path")
+            .arg(root.join("lib/x86_64-linux-gnu"))
+            .arg(root.join("bin/fdtput"))
+            .args(["-p", "-t", kind])
+            .arg(tree);
         let output = command.args([&node, property]).args(values).output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(
@@ -279,7 +316,7 @@ fn add(context: &Context, tree: &Path, row: &Row, own: &[u64; 2]) -> Result<()> 
         );
         Ok(())
     };
-    put("s", "compatible", &["microsoft,vmgenid".into()])?;
+    put("s", "compatible", &[row.compatible.into()])?;
     let ranges = row.reg.iter().flat_map(|reg| {
         let (address, size) = match *reg {
             Reg::Id(offset, size) => (own[0] + offset, size),

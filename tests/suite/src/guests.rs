@@ -5,7 +5,7 @@
 
 use crate::{
     context::{
-        Context, await_random, blob, counter, driver, expect_counter, expect_reseeds, genctr,
+        Context, addresses, await_random, counter, driver, expect_counter, expect_reseeds, genctr,
         id_in_memory, lines, no_node, no_splat, settled_reseeds, wait,
     },
     promises, tests,
@@ -212,11 +212,11 @@ fn the_pages_are_cached(context: &Context) -> Result<()> {
         let said = vm.shell("cat /tmp/spin 2>/dev/null || true")?;
         Ok(said.contains("spinning").then_some(()))
     })?;
-    let blob = u64::from(blob(&vm)?);
+    let [id, counter] = addresses(&vm)?.map(|address| u64::from(address) & !4095);
     vm.shell("mount -t debugfs debugfs /sys/kernel/debug")?;
     let list = lines(&vm, "cat /sys/kernel/debug/x86/pat_memtype_list")?;
     // Only the kernel maps the ID's page. The kernel and the process map the counter's page.
-    for (page, times) in [(blob, 1), (blob + 4096, 2)] {
+    for (page, times) in [(id, 1), (counter, 2)] {
         let range = format!("{page:#018x}-{:#018x}]", page + 4096);
         let types: Vec<_> = list.iter().filter(|line| line.contains(&range)).collect();
         ensure!(

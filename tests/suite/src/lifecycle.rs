@@ -13,8 +13,8 @@ use harness::{Add, Options};
 
 tests! {
     [AnySetup];
-    a_notification_after_the_unbind_does_nothing
-    the_kernels_own_driver_oopses_after_the_unbind [NotBuiltin]
+    a_notification_after_the_unbind_does_nothing [NotArm64]
+    the_kernels_own_driver_oopses_after_the_unbind [NotBuiltin, NotArm64]
 }
 
 /// Unbinds the device.

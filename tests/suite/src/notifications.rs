@@ -1,31 +1,38 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! Holds back the notifications of a new ID, in a guest. A PC has a GPE for them, which can be
-//! masked. microvm has the Generic Event Device (GED), whose driver can be unbound.
+//! masked. microvm has the Generic Event Device (GED), whose driver can be unbound. virt has an
+//! interrupt for them alone, which can be disabled in the interrupt controller.
 
+use crate::context::machine;
 use anyhow::{Context as _, Result};
-use harness::{Vm, qapi::qmp::system_powerdown};
+use harness::{Machine, Vm, qapi::qmp::system_powerdown};
 
 /// The GPE that QEMU raises for a new ID.
 pub const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
 const GED: &str = "/sys/bus/platform/drivers/acpi-ged";
 
-fn by_machine(pc: &str, microvm: &str) -> String {
-    format!("if [ -e {GPE} ]; then {pc}; else {microvm}; fi")
+fn by_machine(pc: &str, microvm: &str, virt: &str) -> String {
+    match machine() {
+        Machine::Virt => virt.into(),
+        _ => format!("if [ -e {GPE} ]; then {pc}; else {microvm}; fi"),
+    }
 }
 
 /// Holds the notifications back.
 pub fn hold(vm: &Vm) -> Result<()> {
     let pc = format!("echo mask >{GPE}");
     let microvm = format!("echo ACPI0013:00 >{GED}/unbind");
-    vm.shell(&by_machine(&pc, &microvm)).map(drop)
+    vm.shell(&by_machine(&pc, &microvm, "contract interrupt off"))
+        .map(drop)
 }
 
 /// Stops holding the notifications back. One that is due comes now.
 pub fn release(vm: &Vm) -> Result<()> {
     let pc = format!("echo unmask >{GPE}");
     let microvm = format!("echo ACPI0013:00 >{GED}/bind; echo microvm");
-    if !vm.shell(&by_machine(&pc, &microvm))?.is_empty() {
+    let release = by_machine(&pc, &microvm, "contract interrupt on");
+    if !vm.shell(&release)?.is_empty() {
         // Interrupts that came while the GED's driver was unbound are lost. At the next interrupt,
         // the driver handles all events that are pending.
         vm.qmp(&system_powerdown {})?;
@@ -39,6 +46,7 @@ pub fn count(vm: &Vm) -> Result<u32> {
     // While the GED's driver is unbound, /proc/interrupts has no line for it.
     let microvm = "awk '/ACPI:Ged/ { for (i = 2; $i ~ /^[0-9]+$/; i++) n += $i } END { print n + 0 }' \
                    /proc/interrupts";
-    let said = vm.shell(&by_machine(&pc, microvm))?;
+    let virt = microvm.replace("ACPI:Ged", "vmgen");
+    let said = vm.shell(&by_machine(&pc, microvm, &virt))?;
     said.trim().parse().with_context(|| said.clone())
 }

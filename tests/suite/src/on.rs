@@ -38,6 +38,8 @@ pub enum On {
     Arm64,
     /// Also with such a kernel.
     AlsoArm64,
+    /// Not with such a kernel: what needs ACPI, a 32-bit program, or another machine.
+    NotArm64,
     /// Only with a whole Debian guest, with its kernel.
     Debian,
     /// Not in `make test`: takes an hour, or as long as the environment says. Has no deadline.
@@ -73,6 +75,7 @@ pub fn is_ignored(on: &[On]) -> bool {
     is(On::Soak)
         || other_setup && !is(On::AnySetup) && !(is_arm64 && (is(On::Arm64) || is(On::AlsoArm64)))
         || !is_arm64 && is(On::Arm64)
+        || is_arm64 && is(On::NotArm64)
         || context::machine() != Machine::Pc && is(On::Pc)
         || kernel != "tiny" && is(On::Tiny)
         || kernel::is_builtin(&kernel) && is(On::NotBuiltin)

@@ -249,8 +249,8 @@ fn reader(expected: Result<u32, Errno>) -> anyhow::Result<Pid> {
     let pid = sys::fork(|| sys::read(&file) == expected).context("fork")?;
     let call = format!("/proc/{}/syscall", pid.as_raw_pid());
     within_a_minute("the reader sleeps", || {
-        // read(2) is 0.
-        Ok(fs::read_to_string(&call)?.starts_with("0 "))
+        let read = format!("{} ", libc::SYS_read);
+        Ok(fs::read_to_string(&call)?.starts_with(&read))
     })?;
     Ok(pid)
 }
