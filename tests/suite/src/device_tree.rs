@@ -16,8 +16,8 @@ use std::{collections::BTreeMap, fs, path::Path, process::Command};
 tests! {
     [Arm64];
     the_devices_own_interrupt_notifies
-    each_malformed_node_has_one_line
-    the_counter_is_vmclocks_where_the_node_has_none
+    each_malformed_node_has_one_line [NotBuiltin]
+    the_counter_is_vmclocks_where_the_node_has_none [NotBuiltin]
 }
 
 /// Expect that the interrupt, without a process that uses the device, has the kernel reseeded once for
