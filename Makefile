@@ -30,11 +30,17 @@ kdir-has-rust:
 # kernel, the programs. Complete parts are not built again.
 KERNEL ?= $(or $(VMGENID_KERNEL),tiny)
 
+# What kernels for arm64 need beside the programs of the host.
+arm64 := $(filter arm64%,$(KERNEL))
+
 prepare:
 	@scripts/buildroot
 	+@$(MAKE) --no-print-directory -j2 prepare-qemu prepare-kernel
 	@scripts/module $(KERNEL)
 	@scripts/userspace
+ifneq ($(arm64),)
+	@VMGENID_ARCH=arm64 scripts/userspace
+endif
 
 # Only the parts that a demo needs. Its kernel is Debian's own, which is not built.
 prepare-demo:
@@ -44,7 +50,7 @@ prepare-demo:
 	@scripts/userspace vm guest contract
 
 prepare-qemu:
-	@scripts/qemu
+	@$(if $(arm64),VMGENID_ARCH=arm64 )scripts/qemu
 
 prepare-debian-kernel:
 	@scripts/debian-kernel
@@ -71,6 +77,11 @@ test-debug:
 	@VMGENID_KERNEL=kcsan scripts/test
 	@VMGENID_KERNEL=debug-builtin scripts/test
 
+# On arm64, in guests with a device tree; then with vmgenctr.
+test-arm64:
+	@VMGENID_KERNEL=arm64 scripts/test
+	@VMGENID_KERNEL=arm64-builtin scripts/test
+
 # kbuild's own clean needs the kernel's build folder, which a machine may lack.
 distclean:
 	+@test ! -e $(KDIR)/Makefile || $(MAKE) --no-print-directory clean
@@ -94,6 +105,7 @@ help:
 	@echo  '  demo            - restore a snapshot, see the counter change'
 	@echo  '  test            - all tests'
 	@echo  '  test-debug      - all tests under KASAN, lockdep, kmemleak, KCSAN, ...'
+	@echo  '  test-arm64      - the promises and the tests with clones on arm64, with a device tree'
 	@echo  '  soak            - a thousand restores (RESTORES=N), then an hour of unbinding and'
 	@echo  '                    unloading under load (SOAK=MINUTES)'
 	@echo  '  stepper         - snapshots at every instruction of a reseed, two clones of each; writes'
@@ -111,4 +123,4 @@ help:
 	@echo  '  distclean       - clean, and remove out/'
 	@echo  '  KERNEL=NAME     - of vm, prepare, test: tests/kernel/NAME.config [$(KERNEL)]'
 
-.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-demo prepare-qemu prepare-kernel prepare-debian-kernel vm demo docs test test-debug test-debian deb soak stepper mutants bench check prune distclean help
+.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-demo prepare-qemu prepare-kernel prepare-debian-kernel vm demo docs test test-debug test-arm64 test-debian deb soak stepper mutants bench check prune distclean help

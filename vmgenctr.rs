@@ -12,9 +12,9 @@ use kernel::{
     acpi::DeviceId,
     device::{
         Bound,
-        Core,
-        Device, //
+        Core, //
     },
+    of,
     platform,
     prelude::*, //
 };
@@ -22,9 +22,17 @@ use kernel::{
 mod driver;
 
 use driver::{
+    firmware::{
+        Firmware,
+        ACPI_IDS,
+        COMPATIBLE, //
+    },
     kernel::{
         acpi,
-        platform::OwnedDevice, //
+        platform::{
+            with_compatible,
+            OwnedDevice, //
+        }, //
     },
     node::{
         Node,
@@ -34,19 +42,17 @@ use driver::{
     registry::Registry, //
 };
 
-// For the module's aliases only, by which udev loads it. The driver does not match these IDs: it
+// For the module's aliases only, by which udev loads it. The driver does not match these tables: it
 // would bind the kernel's own platform device after the kernel's driver was unbound.
 kernel::acpi_device_table!(
     _ACPI_TABLE,
     (),
     [
-        (DeviceId::new(c"VMGENCTR"), ()),
-        (DeviceId::new(c"VM_GEN_COUNTER"), ()),
+        (DeviceId::new(ACPI_IDS[0]), ()),
+        (DeviceId::new(ACPI_IDS[1]), ()),
     ]
 );
-
-/// The IDs in `_ACPI_TABLE`.
-const IDS: [&CStr; 2] = [c"VMGENCTR", c"VM_GEN_COUNTER"];
+kernel::of_device_table!(_OF_TABLE, (), [(of::DeviceId::new(COMPATIBLE), ())]);
 
 /// A bound device. An unbind removes the nodes first. Then devres removes the handlers of the
 /// interrupt, of power transitions and of the notification. The [`Registry`] keeps the data that
@@ -64,39 +70,47 @@ impl platform::Driver for VmGenCtr {
         pdev: &'bound platform::Device<Core<'_>>,
         _info: Option<&'bound Self::IdInfo>,
     ) -> impl PinInit<Self, Error> + 'bound {
-        Self::new(pdev.as_ref())
+        Self::new(pdev)
     }
 }
 
 impl VmGenCtr {
-    fn new(dev: &Device<Bound>) -> Result<Self> {
-        let firmware = acpi::Device::companion(dev).ok_or(ENODEV)?;
-        let generation = probe::generation(dev, firmware, module_parameters::sysgenid.value())?;
+    fn new(pdev: &platform::Device<Bound>) -> Result<Self> {
+        let dev = pdev.as_ref();
+        let firmware = Firmware::of(pdev).ok_or(ENODEV)?;
+        let generation = probe::generation(dev, &firmware, module_parameters::sysgenid.value())?;
 
         // When this returns, the ID that was in memory at the call is published.
-        generation.watch(dev, module_parameters::early_look.value())?;
+        generation.watch(dev, &firmware, module_parameters::early_look.value())?;
 
         // A missing or malformed counter does not fail the probe: the driver still reseeds.
         Ok(Self {
-            _node: probe::counter(dev, firmware, module_parameters::vmclock.value())
+            _node: probe::counter(dev, &firmware, module_parameters::vmclock.value())
                 .and_then(|counter| probe::node(dev, &generation, Source::Counter(counter))),
             _sysgenid: probe::sysgenid_node(dev, &generation),
         })
     }
 }
 
-/// Registers a platform device for each ACPI device that has one of these IDs.
+/// Registers a platform device for each generation ID device.
 fn devices() -> Result<KVec<OwnedDevice>> {
     let mut devices = KVec::<OwnedDevice>::new();
-    for device in IDS.into_iter().flat_map(acpi::Device::with_id) {
+    for device in ACPI_IDS.into_iter().flat_map(acpi::Device::with_id) {
         // A device can have both IDs.
         if !devices.iter().any(|known| known.is_of(&device)) {
             devices.push(OwnedDevice::new(NAME, device)?, GFP_KERNEL)?;
         }
     }
+    // Only nodes of the kernel's own platform devices: those of this module come after that.
+    let nodes = with_compatible(COMPATIBLE).try_fold(KVec::new(), |mut nodes, device| {
+        nodes.push(device, GFP_KERNEL).map(|()| nodes)
+    })?;
+    for device in &nodes {
+        devices.push(OwnedDevice::beside(NAME, device)?, GFP_KERNEL)?;
+    }
 
     if devices.is_empty() {
-        pr_info!("this machine has no generation ID device (ACPI VMGENCTR or VM_GEN_COUNTER)\n");
+        pr_info!("this machine has no generation ID device (ACPI VMGENCTR or VM_GEN_COUNTER, device tree microsoft,vmgenid)\n");
         return Err(ENODEV);
     }
     Ok(devices)

@@ -4,13 +4,12 @@
 //!
 //! Hypervisors change the generation ID when they restore a virtual machine from a snapshot or
 //! clone it. Then this driver reseeds the kernel's random number generator. Some hypervisors change
-//! a generation counter along with the ID, in a page of the same device (`CTRA`) or in VMClock's:
-//! userspace reads or maps it through `/dev/vmgenid`.
+//! a generation counter along with the ID, in a page of the same device (`CTRA`, `reg[1]`) or in
+//! VMClock's: userspace reads or maps it through `/dev/vmgenid`.
 //!
 //! `vmgenctr` is the module for kernels whose own driver is built in.
 //!
 //! Limitations:
-//! - ACPI only: device tree nodes (`microsoft,vmgenid`) are not bound.
 //! - Only one device gets the node. The driver only reseeds for a second one.
 //! - Confidential guests: the kernel and processes map the counter's page as shared with the
 //!   hypervisor. This was not tried.
@@ -24,9 +23,9 @@ use kernel::{
     acpi::DeviceId,
     device::{
         Bound,
-        Core,
-        Device, //
+        Core, //
     },
+    of,
     platform,
     prelude::*, //
 };
@@ -34,7 +33,11 @@ use kernel::{
 mod driver;
 
 use driver::{
-    kernel::acpi,
+    firmware::{
+        Firmware,
+        ACPI_IDS,
+        COMPATIBLE, //
+    },
     node::{
         Node,
         Source, //
@@ -47,13 +50,16 @@ kernel::acpi_device_table!(
     ACPI_TABLE,
     <VmGenId as platform::Driver>::IdInfo,
     [
-        (DeviceId::new(c"VMGENCTR"), ()),
-        (DeviceId::new(c"VM_GEN_COUNTER"), ()),
+        (DeviceId::new(ACPI_IDS[0]), ()),
+        (DeviceId::new(ACPI_IDS[1]), ()),
     ]
 );
 
-/// The IDs in `ACPI_TABLE`.
-const IDS: [&CStr; 2] = [c"VMGENCTR", c"VM_GEN_COUNTER"];
+kernel::of_device_table!(
+    OF_TABLE,
+    <VmGenId as platform::Driver>::IdInfo,
+    [(of::DeviceId::new(COMPATIBLE), ())]
+);
 
 /// A bound device. An unbind removes the nodes first. Then devres removes the handlers of the
 /// interrupt, of power transitions and of the notification. The [`Registry`] keeps the data that
@@ -67,26 +73,28 @@ impl platform::Driver for VmGenId {
     type IdInfo = ();
     type Data<'bound> = Self;
     const ACPI_ID_TABLE: Option<kernel::acpi::IdTable<Self::IdInfo>> = Some(&ACPI_TABLE);
+    const OF_ID_TABLE: Option<of::IdTable<Self::IdInfo>> = Some(&OF_TABLE);
 
     fn probe<'bound>(
         pdev: &'bound platform::Device<Core<'_>>,
         _info: Option<&'bound Self::IdInfo>,
     ) -> impl PinInit<Self, Error> + 'bound {
-        Self::new(pdev.as_ref())
+        Self::new(pdev)
     }
 }
 
 impl VmGenId {
-    fn new(dev: &Device<Bound>) -> Result<Self> {
-        let firmware = acpi::Device::companion(dev).ok_or(ENODEV)?;
-        let generation = probe::generation(dev, firmware, module_parameters::sysgenid.value())?;
+    fn new(pdev: &platform::Device<Bound>) -> Result<Self> {
+        let dev = pdev.as_ref();
+        let firmware = Firmware::of(pdev).ok_or(ENODEV)?;
+        let generation = probe::generation(dev, &firmware, module_parameters::sysgenid.value())?;
 
         // When this returns, the ID that was in memory at the call is published.
-        generation.watch(dev, module_parameters::early_look.value())?;
+        generation.watch(dev, &firmware, module_parameters::early_look.value())?;
 
         // A missing or malformed counter does not fail the probe: the driver still reseeds.
         Ok(Self {
-            _node: probe::counter(dev, firmware, module_parameters::vmclock.value())
+            _node: probe::counter(dev, &firmware, module_parameters::vmclock.value())
                 .and_then(|counter| probe::node(dev, &generation, Source::Counter(counter))),
             _sysgenid: probe::sysgenid_node(dev, &generation),
         })
@@ -106,7 +114,7 @@ impl kernel::InPlaceModule for VmGenIdModule {
         try_pin_init!(Self {
             _registry: Registry::new()?,
             _driver <- kernel::driver::Registration::new(NAME, module),
-            _: { probe::tell_unused_vmclock(IDS) },
+            _: { probe::tell_unused_vmclock() },
         })
     }
 }

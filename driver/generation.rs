@@ -3,6 +3,7 @@
 //! A generation ID, and the events at which the driver applies the rule to it.
 
 use super::{
+    firmware::Firmware,
     id::{
         GenerationId,
         Published, //
@@ -112,7 +113,10 @@ impl Watched {
     /// Applies the rule now and, until `dev` is unbound, at each notification of `dev`, after each
     /// suspend and hibernation and, if `early_look`, in ACPI's interrupt (the SCI).
     ///
-    /// That interrupt brings the notification, some milliseconds before the driver is notified:
+    /// With a device tree, the device's own interrupt is the notification. Without that interrupt,
+    /// one line says so: then only reads, polls and suspends apply the rule.
+    ///
+    /// ACPI's interrupt brings the notification, some milliseconds before the driver is notified:
     /// ACPI's own thread finds out which event has occurred, a work queue runs the firmware's method
     /// for it, and another work queue calls the notify handlers. Until then processes draw from a
     /// generator that has the same state in all clones. The early look finds the new ID at once, and
@@ -123,12 +127,34 @@ impl Watched {
     /// # Errors
     ///
     /// Those of [`events::register`], and `EIO` if the generator could not be reseeded.
-    pub(crate) fn watch(self: &Arc<Self>, dev: &Device<Bound>, early_look: bool) -> Result {
+    pub(crate) fn watch(
+        self: &Arc<Self>,
+        dev: &Device<Bound>,
+        firmware: &Firmware<'_>,
+        early_look: bool,
+    ) -> Result {
         events::register(dev, self.clone())?;
+        if let Firmware::DeviceTree(device) = firmware {
+            match device
+                .optional_irq_by_index(0)
+                .and_then(|irq| events::on_interrupt(dev, irq, crate::NAME, self.clone()))
+            {
+                Ok(()) => (),
+                Err(EPROBE_DEFER) => return Err(EPROBE_DEFER),
+                Err(err) => dev_warn!(
+                    dev,
+                    "interrupts[0] {}: no notification, only reads and polls of /dev/vmgenid reseed\n",
+                    match err {
+                        EBUSY => "belongs to another driver",
+                        _ => "is missing or cannot be mapped",
+                    }
+                ),
+            }
+        }
         // The handlers above see later changes. This call handles earlier ones, and the first ID.
         self.apply_rule(true)?;
 
-        if early_look {
+        if let (true, Firmware::Acpi(_)) = (early_look, firmware) {
             if let Err(reason) = events::on_sci(dev, crate::NAME, self.clone()) {
                 dev_info!(
                     dev,
@@ -192,6 +218,10 @@ impl Events for Watched {
         if !self.is_published() {
             self.queue();
         }
+    }
+
+    fn signalled(&self) {
+        self.wake_when_applied();
     }
 
     fn resumed(&self) {

@@ -9,7 +9,6 @@ pub(crate) mod kernel {
     pub(crate) mod memremap;
     pub(crate) mod miscdevice;
     pub(crate) mod mm;
-    #[cfg(CONFIG_VMGENID = "y")]
     pub(crate) mod platform;
     pub(crate) mod random;
     pub(crate) mod rwonce;
@@ -51,11 +50,6 @@ pub(crate) mod kernel {
         };
     }
 }
-pub(crate) mod firmware {
-    pub(crate) mod acpi;
-    pub(crate) mod vmclock;
-}
-
 /// The names that most files use.
 mod prelude {
     pub(super) use super::kernel::{
@@ -94,6 +88,8 @@ mod prelude {
 }
 pub(crate) mod id;
 pub(crate) mod rule;
+
+pub(crate) mod firmware;
 
 pub(crate) mod counter;
 pub(crate) mod shared;

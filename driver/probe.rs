@@ -7,7 +7,10 @@ use super::{
         Counter,
         Layout, //
     },
-    firmware,
+    firmware::{
+        self,
+        Firmware, //
+    },
     generation::Watched,
     id,
     node::{
@@ -25,21 +28,22 @@ fn complain(dev: &Device<Bound>, what: &str, wrong: &str, result: &str) {
     dev_warn!(dev, "{} {}: {}\n", what, wrong, result);
 }
 
-/// Asks the firmware for the generation ID (`ADDR`). Its reseeds are counted if `counted`.
+/// Asks the firmware for the generation ID. Its reseeds are counted if `counted`.
 ///
 /// # Errors
 ///
-/// - `ENODEV`: The firmware has no `ADDR`.
-/// - `EINVAL`: The value of `ADDR` is refused.
+/// - `ENODEV`: The firmware has no address for it.
+/// - `EINVAL`: The address is refused.
 /// - `ENOMEM`: There is no memory.
 pub(crate) fn generation(
     dev: &Device<Bound>,
-    firmware: &acpi::Device,
+    firmware: &Firmware<'_>,
     counted: bool,
 ) -> Result<Arc<Watched>> {
-    let range = match firmware::acpi::address(firmware, c"ADDR") {
+    let [name, _] = firmware.names();
+    let range = match firmware.id() {
         Ok(None) => {
-            complain(dev, "ADDR", "is missing", "no generation ID");
+            complain(dev, name, "is missing", "no generation ID");
             return Err(ENODEV);
         }
         Ok(Some(address)) if address % 8 != 0 => Err("is not 8-byte aligned"),
@@ -48,46 +52,49 @@ pub(crate) fn generation(
     };
 
     let wrong = match range {
-        Ok(range) => match registry::generation(&range, counted)? {
-            Some(generation) => return Ok(generation),
-            None => "is in the page of a generation counter",
+        Ok(range) => match registry::generation(&range, counted) {
+            Ok(Some(generation)) => return Ok(generation),
+            Ok(None) => "is in the page of a generation counter",
+            Err(err) => {
+                complain(dev, name, "cannot be mapped", "no generation ID");
+                return Err(err);
+            }
         },
         Err(wrong) => wrong,
     };
-    complain(dev, "ADDR", wrong, "no generation ID");
+    complain(dev, name, wrong, "no generation ID");
     Err(EINVAL)
 }
 
-/// Asks the firmware for the generation counter: `CTRA`, or else VMClock's. Where both exist,
+/// Asks the firmware for the generation counter: the device's, or else VMClock's. Where both exist,
 /// `vmclock` chooses the latter. Both may be absent.
 pub(crate) fn counter(
     dev: &Device<Bound>,
-    firmware: &acpi::Device,
+    firmware: &Firmware<'_>,
     vmclock: bool,
 ) -> Option<Counter> {
-    let mut sources = [("CTRA", Layout::Word), ("VMClock", Layout::VmClock)];
+    let [_, name] = firmware.names();
+    let mut sources = [(name, Layout::Word), ("VMClock", Layout::VmClock)];
     if vmclock {
         sources.reverse();
     }
     for (n, (name, layout)) in sources.into_iter().enumerate() {
-        let address = match layout {
-            Layout::Word => firmware::acpi::address(firmware, c"CTRA"),
-            Layout::VmClock => firmware::vmclock::address(),
+        let page = match layout {
+            Layout::Word => firmware.counter(),
+            Layout::VmClock => firmware::vmclock::page(),
         };
-        let counter = match address {
+        let counter = match page {
             Ok(None) => continue,
-            Ok(Some(address)) => {
-                ReservedPage::new(address).and_then(|page| match registry::publish(&page) {
-                    Ok(true) => Counter::new(page, layout),
-                    Ok(false) => Err("holds a generation ID"),
-                    Err(_) => Err("cannot be noted: out of memory"),
-                })
-            }
+            Ok(Some(page)) => match registry::publish(&page) {
+                Ok(true) => Counter::new(page, layout),
+                Ok(false) => Err("holds a generation ID"),
+                Err(_) => Err("cannot be noted: out of memory"),
+            },
             Err(wrong) => Err(wrong),
         };
         match counter {
             Ok(counter) => return Some(counter),
-            // There may be CTRA.
+            // The device itself may have one.
             Err(wrong) if vmclock && n == 0 => complain(dev, name, wrong, "not used"),
             Err(wrong) => {
                 complain(dev, name, wrong, "no generation counter, reseeding only");
@@ -98,13 +105,10 @@ pub(crate) fn counter(
     None
 }
 
-/// Logs a line if the machine has a VMClock, but no ACPI device with one of `ids`.
+/// Logs a line if the machine has a VMClock, but no generation ID device.
 #[cfg(CONFIG_VMGENID = "m")]
-pub(crate) fn tell_unused_vmclock(ids: [&'static CStr; 2]) {
-    let none = ids
-        .iter()
-        .all(|id| acpi::Device::with_id(id).next().is_none());
-    if none && firmware::vmclock::address() != Ok(None) {
+pub(crate) fn tell_unused_vmclock() {
+    if !firmware::has_device() && !matches!(firmware::vmclock::page(), Ok(None)) {
         pr_info!("VMClock is not used: this machine has no generation ID device\n");
     }
 }

@@ -32,13 +32,12 @@ case $top$cache in
 *[[:space:]]*) die "kbuild takes no path with a space in it: move the checkout ($top), or set XDG_CACHE_HOME ($cache)" ;;
 esac
 
-# Links to the folders of the cache that this checkout uses. Another checkout may use
-# others.
+# Links to the folders of the cache that this checkout uses. Another checkout may use other folders.
 links=$top/out/links
 mkdir -p "$links" 2>/dev/null || die "cannot create $links: the checkout has to be writable"
 
-# use NAME FOLDER: this checkout uses FOLDER of the cache as NAME. Its time is that of the last
-# use, for scripts/prune.
+# use NAME FOLDER: this checkout uses FOLDER of the cache as NAME. The folder's time becomes that of
+# its last use, for scripts/prune.
 use() {
 	touch -c "$2"
 	ln -sfn "$2" "$links/$1"
@@ -49,7 +48,7 @@ hash() {
 	printf '%s\0' "$@" | sha256sum | cut -c1-12
 }
 
-# space GIB WHAT: ends here if the cache's file system has less room than that.
+# space GIB WHAT: ends the script if the cache's file system has less free space than that.
 space() {
 	local free
 	free=$(df --output=avail -k "$cache" | tail -n 1)
@@ -57,8 +56,9 @@ space() {
 		die "$2 needs $1 GiB in $cache, $((free / 1024 / 1024)) GiB are free: make room, or set XDG_CACHE_HOME to another disk"
 }
 
-# lock NAME: one build of NAME at a time. It is held until this script, and all that it
-# started, has ended. A script that holds it continues.
+# lock NAME: takes the lock of NAME, so that one build of NAME runs at a time. The lock is held
+# until this script, and all processes that it started, have ended. A script that holds the lock
+# continues.
 declare -A locked=()
 lock() {
 	local fd
@@ -120,8 +120,8 @@ elapsed() {
 	[ -z "${VMGENID_START-}" ] || printf ', all: %d s' $(($(date +%s) - VMGENID_START))
 }
 
-# fresh FOLDER: an empty FOLDER.tmp. Incomplete folders of its kind are removed, also
-# those with other keys.
+# fresh FOLDER: makes an empty FOLDER.tmp. Removes incomplete folders of its kind, also those with
+# other keys.
 fresh() {
 	rm -rf "${1%-*}"-????????????.tmp
 	mkdir -p "$1.tmp"
@@ -133,7 +133,7 @@ finish() {
 	mv -T "$1.tmp" "$1"
 }
 
-# need COMMAND PACKAGE: a tool of the host, installed if we may.
+# need COMMAND PACKAGE: installs a tool of the host if it is missing and this user may install it.
 need() {
 	command -v "$1" >/dev/null && return
 	if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
@@ -152,11 +152,11 @@ mirror() {
 		awk '$1 ~ /^(bookworm|trixie)$/ && !found++ { print $2 }'
 }
 
-# shellcheck disable=SC2034 # scripts/buildroot uses it, too.
+# shellcheck disable=SC2034 # scripts/buildroot also uses it.
 no_mirror="apt knows no source of Debian 12 or 13 to take the mirror from: run apt-get update, or set VMGENID_MIRROR to the URL of a Debian mirror"
 
-# bootstrap TAR PACKAGES [MMDEBSTRAP-ARGUMENT...]: a small Debian, with these packages
-# (and commas between them), as an archive. Ordinary users can make one, too.
+# bootstrap TAR PACKAGES [MMDEBSTRAP-ARGUMENT...]: a small Debian, with these packages (and commas
+# between them), as an archive. Ordinary users can also make one.
 bootstrap() {
 	local tar=$1 packages=$2 temp=${1%/*}/tmp uri
 	shift 2
@@ -187,9 +187,9 @@ make_tools() {
 	: >"$1/root/etc/ssl/certs/ca-certificates.crt"
 }
 
-# Where cargo builds. Each checkout has a folder of its own: cargo tells packages apart by
-# their paths within the workspace, and would take a later build of another checkout for
-# ours.
+# Where cargo builds. Each checkout has a folder of its own: cargo tells packages apart by their
+# paths within the workspace, and would take a later build of another checkout for one of this
+# checkout.
 target=$cache/target-$(hash "$top")
 
 # inside COMMAND...: runs COMMAND in the build root (or in that of the folder $inside),
@@ -240,9 +240,8 @@ inside() {
 		--die-with-parent -- "$@"
 }
 
-# debs FOLDER PACKAGE...: downloads packages, with what they need beyond the build
-# root, and unpacks them into FOLDER/root. The build root stays as it is: apt's own
-# files are in FOLDER, too.
+# debs FOLDER PACKAGE...: downloads packages, with what they need beyond the build root, and unpacks
+# them into FOLDER/root. The build root stays as it is: apt's own files are also in FOLDER.
 debs() {
 	local dir=$1
 	shift

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The address of VMClock's page, from ACPI.
+//! VMClock's page, from ACPI or the device tree.
 //!
 //! The kernel's own driver for VMClock, `drivers/ptp/ptp_vmclock.c`, keeps the device. This only
 //! asks where the page is.
 
-use crate::driver::kernel::acpi;
+use crate::driver::kernel::{
+    acpi,
+    memremap::ReservedPage,
+    platform::with_compatible, //
+};
 use core::ptr;
 use kernel::{
     page::PAGE_SIZE,
@@ -13,9 +17,9 @@ use kernel::{
     sync::aref::ARef, //
 };
 
-/// Returns the physical address of the page. Returns `None` if the machine has no VMClock.
-/// An error completes "VMClock ..." in the log.
-pub(crate) fn address() -> Result<Option<u64>, &'static str> {
+/// Returns the page. Returns `None` if the machine has no VMClock. An error completes "VMClock ..."
+/// in the log.
+pub(crate) fn page() -> Result<Option<ReservedPage>, &'static str> {
     let mut found = None::<ARef<acpi::Device>>;
     for id in [c"AMZNC10C", c"VMCLOCK"] {
         for device in acpi::Device::with_id(id) {
@@ -29,8 +33,13 @@ pub(crate) fn address() -> Result<Option<u64>, &'static str> {
         }
     }
     match found.map(|device| device.memory()) {
-        None => Ok(None),
-        Some(Some((address, len))) if len >= PAGE_SIZE as u64 => Ok(Some(address)),
+        None => with_compatible(c"amazon,vmclock")
+            .next()
+            .and_then(|device| device.resource_by_index(0).map(ReservedPage::of_device))
+            .transpose(),
+        Some(Some((address, len))) if len >= PAGE_SIZE as u64 => {
+            ReservedPage::new(address).map(Some)
+        }
         Some(_) => Err("does not have exactly one page of memory"),
     }
 }

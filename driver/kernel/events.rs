@@ -1,26 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The events at which C code calls the driver: notifications of its ACPI device, ACPI's interrupt
-//! (the SCI), and the end of a suspend.
+//! The events at which C code calls the driver: notifications of its ACPI device, its own interrupt
+//! or ACPI's (the SCI), and the end of a suspend.
 //!
 //! Each registration has a reference to the handler, and ends when the device is unbound. Devres
 //! releases in reverse order: it removes the callback, which blocks until all calls complete, and
 //! then drops the reference.
 //!
-//! [`kernel::irq`] registers interrupts of a bus device. The SCI belongs to no device, and
-//! `devm_request_irq()` logs a line of its own where it fails.
+//! [`kernel::irq`] registers interrupts of a bus device, by an `unsafe` function. The SCI belongs to
+//! no device, and `devm_request_irq()` logs a line of its own where it fails.
 //!
 //! C headers: [`include/acpi/acpi_bus.h`](srctree/include/acpi/acpi_bus.h),
 //! [`include/linux/interrupt.h`](srctree/include/linux/interrupt.h),
 //! [`include/linux/suspend.h`](srctree/include/linux/suspend.h)
 
-use super::prelude::*;
+use super::{
+    acpi,
+    prelude::*, //
+};
 use kernel::{
     device::{
         Bound,
         Device, //
     },
-    devres, //
+    devres,
+    irq::IrqRequest, //
 };
 
 /// Callbacks for the events.
@@ -31,6 +35,9 @@ pub(crate) trait Events: Send + Sync + 'static {
 
     /// Called in hard interrupt context for each SCI, whichever device has raised it.
     fn interrupted(&self);
+
+    /// Called in hard interrupt context for each interrupt of the device's own.
+    fn signalled(&self);
 
     /// Called in process context after a suspend or a hibernation, also one that failed. User space
     /// runs already.
@@ -65,17 +72,17 @@ impl<T: Events> PinnedDrop for PowerNotifier<T> {
     }
 }
 
-/// Returns the pointer from which [`notify`] and [`interrupt`] get the handler.
+/// Returns the pointer from which [`notify`], [`interrupt`] and [`signal`] get the handler.
 fn context<T>(handler: &Arc<T>) -> *mut c_void {
     Arc::as_ptr(handler).cast_mut().cast()
 }
 
-/// Calls `handler` after each suspend and hibernation, and for each device notification (values
-/// from 0x80 on) of `dev`'s ACPI companion.
+/// Calls `handler` after each suspend and hibernation. If `dev` has an ACPI companion, also for each
+/// device notification (values from 0x80 on).
 ///
 /// # Errors
 ///
-/// - `ENODEV`: `dev` has no ACPI companion, or the callback could not be installed.
+/// - `ENODEV`: The callback for notifications could not be installed.
 /// - `ENOMEM`: There is no memory for the registrations.
 pub(crate) fn register<T: Events>(dev: &Device<Bound>, handler: Arc<T>) -> Result {
     let context = context(&handler);
@@ -99,6 +106,9 @@ pub(crate) fn register<T: Events>(dev: &Device<Bound>, handler: Arc<T>) -> Resul
         }),
     }? Error);
     devres::register(dev, notifier, GFP_KERNEL)?;
+    if acpi::Device::companion(dev).is_none() {
+        return Ok(());
+    }
 
     // SAFETY: The device is bound; `Device` is a transparent wrapper. The context is valid until
     // the callback is removed, by the reference of the notifier. (ACPICA does not wait for a call
@@ -146,7 +156,33 @@ pub(crate) fn on_sci<T: Events>(
             bindings::acpi_unregister_gsi(gsi)
         };
     });
+    devres::register(dev, mapping, GFP_KERNEL).map_err(|_| "out of memory")?;
+    request(dev, irq, name, interrupt::<T>, handler).map_err(|_| "the SCI cannot be shared")
+}
 
+/// Calls `handler` for each interrupt of the device's own, whose handlers then include `name`.
+///
+/// # Errors
+///
+/// - `EBUSY`: Another driver has the interrupt, and does not share it.
+/// - `ENOMEM`: There is no memory.
+pub(crate) fn on_interrupt<T: Events>(
+    dev: &Device<Bound>,
+    irq: IrqRequest<'_>,
+    name: &'static CStr,
+    handler: Arc<T>,
+) -> Result {
+    request(dev, irq.irq(), name, signal::<T>, handler)
+}
+
+/// Registers `callback`, which is [`interrupt`] or [`signal`], until `dev` is unbound.
+fn request<T: Events>(
+    dev: &Device<Bound>,
+    irq: u32,
+    name: &'static CStr,
+    callback: unsafe extern "C" fn(c_int, *mut c_void) -> bindings::irqreturn_t,
+    handler: Arc<T>,
+) -> Result {
     // `IRQF_COND_ONESHOT`: This agrees with the `IRQF_ONESHOT` of ACPI's own handler, which has a
     // thread. `IRQF_NO_THREAD`: `threadirqs` does not move this handler into a thread.
     let flags = bindings::IRQF_SHARED | bindings::IRQF_COND_ONESHOT | bindings::IRQF_NO_THREAD;
@@ -155,21 +191,19 @@ pub(crate) fn on_sci<T: Events>(
     to_result(unsafe {
         bindings::request_threaded_irq(
             irq,
-            Some(interrupt::<T>),
+            Some(callback),
             None,
             flags as c_ulong,
             name.as_char_ptr(),
             context(&handler),
         )
-    })
-    .map_err(|_| "the SCI cannot be shared")?;
+    })?;
 
     let registration = ScopeGuard::new(move || {
         // SAFETY: The callback is registered, with this context.
         unsafe { bindings::free_irq(irq, context(&handler)) };
-        drop(mapping);
     });
-    devres::register(dev, registration, GFP_KERNEL).map_err(|_| "out of memory")
+    devres::register(dev, registration, GFP_KERNEL)
 }
 
 /// # Safety
@@ -192,6 +226,15 @@ unsafe extern "C" fn interrupt<T: Events>(_: c_int, context: *mut c_void) -> bin
     unsafe { &*context.cast_const().cast::<T>() }.interrupted();
     // Another handler returns whether the interrupt was handled.
     bindings::irqreturn::IRQ_NONE
+}
+
+/// # Safety
+///
+/// `context` must come from [`context`], and the reference must outlive this call.
+unsafe extern "C" fn signal<T: Events>(_: c_int, context: *mut c_void) -> bindings::irqreturn_t {
+    // SAFETY: By the safety requirements.
+    unsafe { &*context.cast_const().cast::<T>() }.signalled();
+    bindings::irqreturn::IRQ_HANDLED
 }
 
 /// # Safety

@@ -7,6 +7,7 @@
 
 use super::prelude::*;
 use core::ops::Deref;
+use kernel::io::resource::Resource;
 
 /// A range of physical addresses outside of System RAM.
 ///
@@ -23,10 +24,8 @@ pub(crate) struct Range {
 impl Range {
     /// Checks a range of `len` bytes at the physical address `start`. An error completes "ADDR ..." in the log.
     pub(crate) fn new(start: u64, len: usize) -> Result<Self, &'static str> {
-        // SAFETY: The kernel sets `end` at boot, from the processor's physical address width.
-        let last = unsafe { bindings::iomem_resource.end };
         match start.checked_add(len as u64) {
-            Some(end) if len > 0 && end - 1 <= last => (),
+            Some(end) if len > 0 && end - 1 <= last_address() => (),
             _ => return Err("is beyond the physical address width"),
         }
 
@@ -91,6 +90,26 @@ impl Range {
     }
 }
 
+/// Returns the last address of the processor's physical address width.
+fn last_address() -> u64 {
+    // SAFETY: The kernel sets `end` at boot, from the width.
+    #[cfg(not(CONFIG_ARM64))]
+    unsafe {
+        bindings::iomem_resource.end
+    }
+    // On arm64 `end` is the last number of 64 bits.
+    #[cfg(CONFIG_ARM64)]
+    {
+        /// `SYS_ID_AA64MMFR0_EL1` of `asm/sysreg.h`, which bindgen cannot evaluate.
+        const SYS_ID_AA64MMFR0_EL1: u32 = 0x18_0700;
+
+        // SAFETY: The kernel knows the register, and has read it at boot.
+        let parange = unsafe { bindings::read_sanitised_ftr_reg(SYS_ID_AA64MMFR0_EL1) } & 0xf;
+        let bits = [32, 36, 40, 42, 44, 48].get(parange as usize).copied();
+        (1 << bits.unwrap_or(bindings::CONFIG_ARM64_PA_BITS)) - 1
+    }
+}
+
 /// The descriptors of memory that the firmware has reserved.
 const RESERVED: [u32; 2] = [
     bindings::IORES_DESC_RESERVED,
@@ -101,25 +120,36 @@ const RESERVED: [u32; 2] = [
 ///
 /// # Invariants
 ///
-/// The range is one whole, aligned page. When it was checked, the firmware's map listed every byte
-/// as reserved or as ACPI non-volatile storage.
+/// The range is one whole, aligned page. Either the firmware's map listed every byte as reserved or
+/// as ACPI non-volatile storage when it was checked, or the firmware lists it as memory of a device.
 #[derive(Clone, Copy)]
 pub(crate) struct ReservedPage(Range);
 
 impl ReservedPage {
     /// Checks the page at the physical address `start`. An error completes "ADDR ..." in the log.
     pub(crate) fn new(start: u64) -> Result<Self, &'static str> {
-        if start % PAGE_SIZE as u64 != 0 {
-            return Err("is not page aligned");
-        }
-        let range = Range::new(start, PAGE_SIZE)?;
-
+        let range = Self::aligned(start)?;
         if !range.is_reserved() {
             return Err("is not in memory that the firmware reserved");
         }
-
         // INVARIANT: Checked above.
         Ok(Self(range))
+    }
+
+    /// Checks the first page of `memory`, a device's. An error completes "reg[1] ..." in the log.
+    pub(crate) fn of_device(memory: &Resource) -> Result<Self, &'static str> {
+        if memory.size() < PAGE_SIZE as u64 {
+            return Err("is shorter than a page");
+        }
+        // INVARIANT: Checked above and by the callee. The resource comes from the firmware.
+        Self::aligned(memory.start()).map(Self)
+    }
+
+    fn aligned(start: u64) -> Result<Range, &'static str> {
+        if start % PAGE_SIZE as u64 != 0 {
+            return Err("is not page aligned");
+        }
+        Range::new(start, PAGE_SIZE)
     }
 
     /// Returns the page as a range of addresses.
@@ -217,7 +247,7 @@ mod tests {
         assert_eq!(wrong(u64::MAX - 7, 16), Some(BEYOND));
         assert_eq!(wrong(u64::MAX - 15, 16), Some(BEYOND));
         assert_eq!(wrong(1 << 63, 16), Some(BEYOND));
-        // x86 has at most 52 bits of physical address.
+        // x86 and arm64 have at most 52 bits of physical address.
         assert_eq!(wrong(1 << 52, 16), Some(BEYOND));
         assert_eq!(wrong((1 << 52) - 8, 16), Some(BEYOND));
         assert_eq!(wrong(!(PAGE_SIZE as u64 - 1), PAGE_SIZE), Some(BEYOND));
@@ -230,8 +260,29 @@ mod tests {
 
     #[test]
     fn no_byte_is_in_system_ram() {
-        // Usable memory at 16 MiB: the kernel's default address.
-        for address in [0x100_0000, 0x100_0ff8] {
+        /// # Safety
+        ///
+        /// `res` must be valid, and `start` point exclusively at a `u64`.
+        unsafe extern "C" fn first(res: *mut bindings::resource, start: *mut c_void) -> c_int {
+            // SAFETY: By the safety requirements.
+            unsafe { *start.cast::<u64>() = (*res).start };
+            1
+        }
+
+        let mut ram: u64 = 0;
+        // SAFETY: `first` gets a valid resource, and the pointer to `ram`.
+        let found = unsafe {
+            bindings::walk_iomem_res_desc(
+                bindings::IORES_DESC_NONE as c_ulong,
+                bindings::IORESOURCE_SYSTEM_RAM as c_ulong,
+                0,
+                u64::MAX,
+                (&raw mut ram).cast(),
+                Some(first),
+            )
+        };
+        assert_eq!(found, 1);
+        for address in [ram, ram + 0xff8] {
             assert_eq!(wrong(address, 16), Some("is in System RAM"));
         }
     }

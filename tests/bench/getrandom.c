@@ -115,7 +115,7 @@ int main(void)
 	}
 	check(WIFEXITED(status) && !WEXITSTATUS(status), "the child failed");
 
-	/* Not traced, as that takes time. */
+	/* The parent is not traced: tracing takes time. */
 	printf("getrandom of 16 bytes, system call: %.1f\n",
 	       measure(by_system_call) - measure(nothing));
 	return 0;

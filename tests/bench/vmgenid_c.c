@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What the benchmark compares the driver with: the same device, in C, in the
- * older design, where read() is no barrier. The same node, the same calls; but
- * nothing that this would not need to be measured: no care for hostile
- * firmware, none for an unbind while a process has a file open.
+ * The driver's peer in the benchmark: a driver of the same device, in C, in the
+ * older design, where read() is no barrier. It has the same node and the same
+ * calls, and only what a measurement needs: it does not validate the firmware,
+ * and does not handle an unbind while a process has a file open.
  */
 
 #include <linux/acpi.h>

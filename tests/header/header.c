@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /*
- * What userspace/include/vmgenid.h promises, in a guest: one test for each
- * argument. The host changes the counter when it is asked to, on standard output.
+ * The promises of userspace/include/vmgenid.h, in a guest: one test for each
+ * argument. The host changes the counter on request, which is a line on standard output.
  */
 #include "vmgenid.h"
 
@@ -123,7 +123,7 @@ static void an_unbound_device_is_gone(void)
 	vmgenid_close(&v);
 }
 
-/* A page that is laid out by hand: no vmclock here has a counter. */
+/* The page is laid out by hand: these guests have no /dev/vmclock0. */
 static void a_vmclock_is_read_under_its_sequence_count(void)
 {
 	static union {

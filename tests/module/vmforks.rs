@@ -4,17 +4,17 @@
 //!
 //! In debugfs, below `vmforks/`:
 //!
-//! - `count`: how many times the vmfork notifiers were called. Ours takes `rtnl_lock`, as
-//!   WireGuard's does.
+//! - `count`: how many times the vmfork notifiers were called. The notifier of this module takes
+//!   `rtnl_lock`, as WireGuard's does.
 //! - `hold_rtnl`: a write of a number of milliseconds holds `rtnl_lock` that long, or until a
 //!   signal comes. A read returns whether a write holds it.
-//! - `sleep`: for how many milliseconds our notifier sleeps from now on, before it does that.
+//! - `sleep`: for how many milliseconds that notifier sleeps, from now on, before it takes the lock.
 //! - `work_on`: the number of a CPU, written here, queues work that does nothing for a worker of
 //!   that CPU. The write does not wait for it. A read returns how often such work has been done.
 //! - `notify`: a write of a number sends that many ACPI notifications, as QEMU's GPE does, but with
 //!   no change of the ID. They have been handled when the write returns.
-//! - `settle`: a read returns when all has been handled that had come before: ACPI's interrupts,
-//!   the notifications, the work items that call the notifiers.
+//! - `settle`: a read returns when all that had come before has been handled: ACPI's interrupts,
+//!   the notifications, and the work items that call the notifiers.
 //! - `handled`: how long after the last of these all handlers had returned, in nanoseconds.
 //! - `took`: how long after the last of these the notifiers were last called, in nanoseconds.
 //! - `at`: when the notifiers were last called, in nanoseconds of the monotonic clock.
@@ -62,8 +62,8 @@ use kernel::{
 /// How many times the vmfork notifiers were called.
 static COUNT: Atomic<u32> = Atomic::new(0);
 
-/// When that was, when a notification was last sent, and when the last ones had been handled:
-/// nanoseconds of the monotonic clock.
+/// When the notifiers were last called, when a notification was last sent, and when the last ones
+/// had been handled: nanoseconds of the monotonic clock.
 static AT: Atomic<i64> = Atomic::new(0);
 static SENT: Atomic<i64> = Atomic::new(0);
 static HANDLED: Atomic<i64> = Atomic::new(0);
@@ -73,7 +73,7 @@ fn now() -> i64 {
     unsafe { bindings::ktime_get() }
 }
 
-/// How long our notifier sleeps, in milliseconds.
+/// How long the notifier sleeps, in milliseconds.
 static SLEEP: Atomic<u32> = Atomic::new(0);
 
 /// Whether a process holds `rtnl_lock` through `hold_rtnl`.
@@ -229,8 +229,8 @@ fn poke(reader: &mut UserSliceReader) -> Result {
     Ok(())
 }
 
-/// How many changes `watch` has seen, which is `u32::MAX` before it looks, and how many of them
-/// before that of the ID.
+/// How many changes of the counter `watch` has seen (`u32::MAX` before it starts), and at how many
+/// of them the ID was still the old one.
 static SEEN: Atomic<u32> = Atomic::new(u32::MAX);
 static TOO_EARLY: Atomic<u32> = Atomic::new(0);
 
@@ -246,12 +246,13 @@ fn watch(reader: &mut UserSliceReader) -> Result {
         if now() > until {
             return Err(ETIMEDOUT);
         }
-        // Seldom enough that most of the time is spent looking.
+        // The loop sleeps so seldom that most of its time is spent comparing.
         if (0..1_000_000).any(|_| counter.load() != last) {
             if id.load() == last_id {
                 TOO_EARLY.fetch_add(1, Relaxed);
             }
-            // Both are whole by then. Nothing changes until this is counted.
+            // After the sleep, the ID and the counter are complete. The host makes no change until
+            // this one is counted.
             // SAFETY: We may sleep.
             unsafe { bindings::msleep(1) };
             (last_id, last) = (id.load(), counter.load());
@@ -266,7 +267,8 @@ fn watch(reader: &mut UserSliceReader) -> Result {
 
 fn hold_rtnl(reader: &mut UserSliceReader) -> Result {
     let _rtnl = Rtnl::lock();
-    // Under the lock, as the network's own ioctls do it: lockdep learns that order, too.
+    // The number is copied under the lock, as the network's own ioctls do it, so that lockdep also
+    // learns that order.
     let milliseconds = number(reader)?;
     HELD.store(true, Relaxed);
     // SAFETY: We may sleep.
@@ -360,7 +362,7 @@ unsafe extern "C" fn worked(_work: *mut bindings::work_struct) {
 /// How long the handlers of ACPI's interrupt took at least.
 static INTERRUPT: Atomic<i64> = Atomic::new(0);
 
-/// Its number, for callers that must not sleep.
+/// The number of ACPI's interrupt, for callers that must not sleep.
 static IRQ: Atomic<u32> = Atomic::new(0);
 
 /// ACPI's interrupt.
@@ -409,9 +411,14 @@ unsafe extern "C" fn call_handlers(_work: *mut bindings::irq_work) {
 
 fn settle() {
     // SAFETY: We may sleep, and are in no work item. A notify handler of the driver returns when its
-    // thread has applied the rule, which queues the work item.
+    // thread has applied the rule, which queues the work item. With a device tree, the interrupt's
+    // handler wakes that thread, which has a real-time priority.
     unsafe {
-        bindings::acpi_os_wait_events_complete();
+        if bindings::acpi_disabled == 0 {
+            bindings::acpi_os_wait_events_complete();
+        } else {
+            bindings::msleep(20);
+        }
         bindings::__flush_workqueue(bindings::system_dfl_wq);
     }
 }

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Draws by all that Python has, without a pause, so that a snapshot comes in the middle.
+"""Draws by all functions of Python's, without a pause, so that a snapshot comes in the middle.
 
     draws.py FILE            guarded: several threads, a child, and threads of that
     draws.py --plain FILE    Python as it is
 
-When FILE.stop is there, this writes what was drawn after the restore: to FILE, and the child to
-FILE.child. A line has what drew, the generation before and after the draw, and what was drawn. (A draw
-that ended before the restore can be seen to end after it: such a draw may be in all clones.)
+When FILE.stop is there, this writes the draws after the restore to FILE, and the child writes its own
+to FILE.child. A line has the name of the function, the generation before and after the draw, and the
+values. (A draw that ended before the restore can be seen to end after it: such a draw may be in all
+clones.)
 """
 
 import os
@@ -21,7 +22,7 @@ import numpy
 
 import vmgenid
 
-# What a program may have in hand before it knows of this package.
+# A function that a program may have stored before it calls install().
 held = random.randint
 
 plain = sys.argv[1] == "--plain"
@@ -50,7 +51,7 @@ class UntilRestored:
 
 def cut(drawn):
     """A draw that began before the restore, and ends after it for certain."""
-    # As it is, a thread that draws from the same would make that one's sequence a matter of time.
+    # In plain Python, a second thread that draws from a generator makes its sequence depend on timing.
     generator = random.Random(6) if plain else own
     numbers = generator.choices(UntilRestored(), k=2)
     drawn.append(f"cut {first} {counter.get()} {numbers[0]} {numbers[1]}\n")
@@ -70,7 +71,7 @@ DRAWS = {
     "uuid.uuid1": lambda: uuid.uuid1().node,
 }
 if not plain:
-    # Without the barrier, whether these are the same in clones is a matter of time.
+    # Without the barrier, it depends on timing whether these are the same in clones.
     DRAWS["os.urandom"] = lambda: os.urandom(16).hex()
     DRAWS["uuid.uuid4"] = lambda: uuid.uuid4().hex
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Prints each restore that a callback and an asyncio iterator are told of, also in a child."""
+"""Prints each restore that a callback and an asyncio iterator report, also in a child."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ def fail(generation):
     raise RuntimeError("fails")
 
 
-# A callback that fails is not in the way of the others, nor is one that was cancelled.
+# A callback that fails does not affect the others, nor does one that was cancelled.
 vmgenid.on_restore(fail)
 vmgenid.on_restore(print)()
 vmgenid.on_restore(lambda generation: print(os.getpid() == parent, "callback", generation, flush=True))

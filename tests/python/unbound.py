@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""A device that goes away and comes back. Runs in its driver's folder in sysfs; asks the suite for
-changes of the counter, as the contract does."""
+"""A device that is unbound and bound again. This runs in the driver's folder in sysfs, and requests
+changes of the counter from the suite, as tests/contract does."""
 
 import glob
 import logging

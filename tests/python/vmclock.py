@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""A machine that has VMClock's counter, and no other. Asks the suite for changes of the counter."""
+"""A machine whose only counter is VMClock's. Requests changes of the counter from the suite."""
 
 import random
 import time
@@ -27,7 +27,7 @@ def made_by_ten_uses():
     return len(made) - before
 
 
-# It is not known how long ago the last change was.
+# The last change may have been less than a second ago.
 assert made_by_ten_uses() >= 10
 time.sleep(1.1)
 made_by_ten_uses()

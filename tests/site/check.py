@@ -71,7 +71,7 @@ class Browser:
             "disable-dev-shm-usage", "no-proxy-server", "remote-debugging-port=0", f"user-data-dir={profile}",
         ]
         command = ["chromium-headless-shell", *(f"--{argument}" for argument in arguments)]
-        # In a session of its own: the command is a script that starts other processes.
+        # A session of its own, which close() ends: the command is a script that starts others.
         self.process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )

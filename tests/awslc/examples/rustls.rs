@@ -26,8 +26,8 @@ use vmgenid::{Cached, Guard, GuardedRng, WithoutCounter};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// What rustls draws itself: the randoms of hellos, for example. AWS-LC draws the keys, from its own
-/// generator, which detects restores by `/dev/sysgenid`.
+/// The random bytes that rustls itself draws, for hellos for example. AWS-LC draws the keys, from
+/// its own generator, which detects restores by `/dev/sysgenid`.
 #[derive(Debug)]
 struct Random(Mutex<GuardedRng<ChaCha20Rng>>);
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A program that uses AWS-LC as it is, and rustls on top of it. It is warm when
-//! its machine is saved, and idle: then it waits for AWS-LC's own generation to
-//! change, and writes down what AWS-LC gives from then on.
+//! A program that uses unchanged AWS-LC, and rustls with it. AWS-LC has been used when the machine
+//! is saved. The program then waits for AWS-LC's own generation to change, and writes down the
+//! output of AWS-LC from then on.
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -27,13 +27,13 @@ mod ube {
         fn get_vm_ube_active() -> i32;
     }
 
-    /// Whether it has found its device.
+    /// Whether AWS-LC has found its device.
     pub fn active() -> bool {
         // SAFETY: To be called from anywhere.
         unsafe { get_vm_ube_active() == 1 }
     }
 
-    /// The generation that it compares; 0 without a device.
+    /// The generation that AWS-LC compares; 0 without a device.
     pub fn generation() -> u32 {
         let mut generation = 0;
         // SAFETY: The pointer is to a u32.
@@ -91,7 +91,7 @@ fn hex(bytes: &[u8]) -> String {
         .fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
-/// Draws as soon as the counter changes, whatever AWS-LC knows of that.
+/// Draws as soon as the counter changes, whether AWS-LC has noticed the change or not.
 fn draw_at_once(args: &Args) -> Result<()> {
     let counter = Counter::open_path(Source::Vmgenid, Source::Vmgenid.path())?;
     let mut out = File::create(&args.out).with_context(|| format!("create {:?}", args.out))?;
@@ -118,7 +118,7 @@ fn main() -> Result<()> {
     let config = Arc::new(config);
     let part = args.out.with_extension("part");
     let mut out = File::create(&part).with_context(|| format!("create {part:?}"))?;
-    // Warm: it has been seeded, and has counted some calls.
+    // After this, AWS-LC has been seeded, and has counted some calls.
     for _ in 0..10 {
         draw()?;
     }
@@ -152,6 +152,6 @@ fn main() -> Result<()> {
     for _ in 0..args.hellos {
         writeln!(out, "hello {}", hex(&hello(&config)?))?;
     }
-    // Whole, once it has its name.
+    // The file is whole once it has its name.
     fs::rename(&part, &args.out).context("rename")
 }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What clones have in common before the kernel is reseeded: by the notification alone,
-//! as mainline's driver does it, and with the early look; on several machines, as it was
-//! observed.
+//! The draws that clones have in common before the kernel is reseeded: by the notification alone,
+//! as mainline's driver does it, and with the early look; on several machines, as observed.
 
 use super::Driver;
 use anyhow::{Context as _, Result, ensure};
@@ -40,13 +39,13 @@ pub struct Cell {
     pub cpus: u16,
     pub driver: String,
     pub process: String,
-    /// How many draws were written down. Where so many are in both, the time is the least
-    /// that it was.
+    /// How many draws were written down. Where both clones have all of them in common, the time is
+    /// a lower bound.
     pub draws: u32,
     /// How many clones were compared with the one before.
     pub pairs: usize,
-    /// Of those with any draws in common: how many, and until when, in milliseconds since
-    /// the process was restored.
+    /// For each pair with draws in common: how many, and until when, in milliseconds since the
+    /// process was restored.
     pub alike: Vec<(u32, f64)>,
     /// How many times the process ended itself, as AWS-LC does if its generation changes
     /// while it is at work.
@@ -87,7 +86,7 @@ impl Guest {
                     guest: "/bin/awslc".into(),
                 },
             ],
-            // As in the matrix: a TSC that jumps at a restore, and a HPET that QEMU dies of.
+            // As in the matrix: the TSC jumps at a restore, and QEMU can end with a HPET.
             append: vec!["tsc=unstable hpet=disable".into()],
             ..genctr(FIRST)
         };
@@ -103,8 +102,8 @@ impl Guest {
         })
     }
 
-    /// Restores a snapshot in this same QEMU, as a clone that never was: a new ID, a new
-    /// counter, and the notification, before the first instruction.
+    /// Restores a snapshot in the same QEMU, as a new clone: with a new ID, a new counter, and the
+    /// notification, before the first instruction.
     fn restore(&mut self, snapshot: &str) -> Result<()> {
         self.counter += 1;
         self.vm.qmp(&stop {})?;
@@ -125,7 +124,7 @@ impl Guest {
             BLIND => ("contract draws --blind --out /tmp/draws --count", 16_000),
             _ => ("awslc --counter --out /tmp/part --draws", 1500),
         };
-        // What a process that ended itself has written down is good, too.
+        // If the process has ended itself, the draws that it had written down by then are used.
         let script = format!(
             "{program} {draws} || echo aborted; test -e /tmp/draws || mv /tmp/part /tmp/draws"
         );
@@ -167,7 +166,7 @@ impl Guest {
     }
 }
 
-/// How many of what one drew the other drew, too, and until when.
+/// How many draws of one clone the other clone also has, and until when.
 fn in_common(one: &Draws, other: &Draws) -> (u32, f64) {
     let others: BTreeSet<_> = other.all().map(|(_, bytes)| bytes).collect();
     let common = one.all().filter(|(_, bytes)| others.contains(bytes));
@@ -176,7 +175,7 @@ fn in_common(one: &Draws, other: &Draws) -> (u32, f64) {
     })
 }
 
-/// With so many restores of each process in each guest.
+/// Measures with this many restores of each process in each guest.
 pub fn measure(context: &Context, restores: u32) -> Result<Vec<Cell>> {
     let mut guests = Vec::new();
     for machine in [(Machine::Pc, "pc"), (Machine::Q35, "q35")] {
@@ -202,7 +201,7 @@ pub fn measure(context: &Context, restores: u32) -> Result<Vec<Cell>> {
         } = guest;
         guest.vm.qmp(&cont {})?;
         for process in PROCESSES {
-            // The one in C has no /dev/sysgenid.
+            // The driver in C has no /dev/sysgenid.
             if driver == BY_NOTIFICATION && process == AWS_LC {
                 continue;
             }
@@ -222,9 +221,9 @@ pub fn measure(context: &Context, restores: u32) -> Result<Vec<Cell>> {
 /// The cells of one driver and one process, together.
 pub struct Sum {
     pub pairs: usize,
-    /// How many pairs have anything in common.
+    /// How many pairs have draws in common.
     pub with: usize,
-    /// How many have all in common that was written down.
+    /// How many pairs have all draws in common that were written down.
     pub all: usize,
     /// Of all pairs, sorted: how many draws, and for how long.
     pub counts: Vec<f64>,
@@ -291,6 +290,7 @@ impl std::fmt::Display for Sum {
 mod tests {
     use super::*;
 
+    /// Expect that each percentile is one of the values.
     #[test]
     fn percentiles_are_of_what_was_seen() {
         let values: Vec<_> = (1..=100).map(f64::from).collect();
@@ -299,6 +299,7 @@ mod tests {
         assert_eq!(spread(&[]), [0.0; 3]);
     }
 
+    /// Expect the number of draws in common, and the time of the last of them.
     #[test]
     fn what_two_have_in_common_is_counted() {
         let one: Draws = "1000000 aa\n2000000 bb\n3000000 cc".parse().unwrap();

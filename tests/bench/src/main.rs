@@ -43,7 +43,7 @@ struct Cli {
     /// Measure nothing, but make the table and the pictures of the results in there
     #[arg(long, group = "parts")]
     again: bool,
-    /// Measure only what a guest's instructions are counted for, and sizes: the first table
+    /// Measure only guest instructions and sizes: the first table
     #[arg(long, group = "parts")]
     only_calls: bool,
     /// Measure only how early the reseed comes, which takes most of the time
@@ -188,7 +188,7 @@ fn observe(context: &Context, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// What the barrier is for is seen better so.
+/// Without the early look, the effect of the barrier is better visible.
 fn without_early_look() -> Options {
     Options {
         parameter: vec!["early_look=0".into()],
@@ -226,15 +226,14 @@ fn counted(context: &Context, driver: Driver, vmforks: bool) -> Result<Options> 
         smp: Some(1),
         no_module: true,
         add,
-        // Output on the serial line costs more than the measured calls; and where things lie in
-        // memory is not to be a matter of chance.
+        // Output on the serial line costs more than the measured calls. The layout of memory is the
+        // same in each run.
         append: vec!["quiet norandmaps".into()],
         ..genctr(42)
     })
 }
 
-/// Loads the driver, of which the first probe is yet to come if `driver` is to be
-/// bound by hand.
+/// Loads the driver and does not bind it, so that its first probe is yet to come.
 fn boot(context: &Context, driver: Driver, vmforks: bool) -> Result<Vm> {
     let vm = context.boot(counted(context, driver, vmforks)?)?;
     await_random(&vm)?;
@@ -341,7 +340,7 @@ fn rows(said: &str) -> Result<BTreeMap<String, f64>> {
 
 /// A file of the results.
 fn save(path: &Path, text: &str) -> Result<()> {
-    // Whole, or as it was.
+    // The file is replaced in one step.
     let new = path.with_extension("new");
     std::fs::write(&new, text)
         .and_then(|()| std::fs::rename(&new, path))

@@ -56,7 +56,7 @@ pub fn draw(report: &Report, folder: &Path) -> Result<()> {
 
 type Root<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
-/// The library's errors are not for threads.
+/// Converts an error of the library, which cannot be passed between threads.
 fn plot(error: impl std::fmt::Display) -> Error {
     anyhow::anyhow!("cannot draw: {error}")
 }
@@ -200,7 +200,7 @@ fn timelines(report: &Report, root: &Root) -> Result<()> {
     Ok(())
 }
 
-/// Lines: how much of what a clone draws is what another draws, too.
+/// Lines: the share of a clone's draws that another clone also draws.
 fn draws(report: &Report, root: &Root) -> Result<()> {
     // A bit more than the visible range.
     let bins = report.draws.iter().filter_map(|draws| {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The results, and the files that are made of them.
+//! The results, and the files that show them.
 
 use super::{early, pictures, rows, save};
 use anyhow::{Context, Result, ensure};
@@ -11,7 +11,7 @@ use suite::draws;
 /// The column of the kernel's own calls, with any driver.
 const KERNEL: &str = "the kernel";
 
-/// The column of what this driver is measured against.
+/// The column of this driver's limits.
 const LIMIT: &str = "limit";
 
 const COLUMNS: [&str; 6] = [
@@ -66,7 +66,7 @@ const HANDLED: &str = "notification until it is handled";
 const FORCED: &str = "forced reseed (RNDRESEEDCRNG)";
 const TEXT: &str = "module text, bytes";
 
-/// What vmclock has in the place of what this driver has.
+/// The rows of vmclock, each with the row of this driver in which it is shown.
 const LIKE: [(&str, &str); 3] = [
     ("check of the mapped vmclock", CHECK),
     ("pread of the vmclock, 112 bytes", READ),
@@ -77,7 +77,7 @@ type Figures = BTreeMap<String, BTreeMap<String, f64>>;
 
 #[derive(Default, Serialize, Deserialize)]
 pub struct Report {
-    /// Of the file: JSON has no comments.
+    /// The licence of the file: JSON has no comments.
     #[serde(rename = "SPDX-License-Identifier")]
     licence: String,
     /// Guest instructions, unless the row says bytes: row, column, figure.
@@ -88,7 +88,7 @@ pub struct Report {
     pub draws: Vec<Draws>,
     #[serde(default)]
     pub early: Vec<early::Cell>,
-    /// Which driver each part is of.
+    /// With which driver each part was measured.
     #[serde(default)]
     drivers: BTreeMap<String, String>,
 }
@@ -120,8 +120,8 @@ pub struct Growth {
 pub struct Draws {
     pub barrier: bool,
     pub clones: usize,
-    /// In each bin of a quarter of a millisecond, if there were draws in it: the
-    /// share of them that another clone had, too.
+    /// For each bin of a quarter of a millisecond that has draws, the share of them that another
+    /// clone also had.
     pub same: Vec<Option<f64>>,
 }
 
@@ -160,12 +160,12 @@ impl Report {
         columns.entry(column.into()).or_insert(value);
     }
 
-    /// A part was measured with this driver.
+    /// Records with which driver a part was measured.
     pub fn measured(&mut self, part: &str, driver: &str) {
         self.drivers.insert(part.into(), driver.into());
     }
 
-    /// What a guest's program prints.
+    /// Adds the rows that a guest's program prints.
     pub fn add_all(&mut self, column: &str, said: &str) -> Result<()> {
         for (row, value) in rows(said)? {
             self.add(&row, column, value);
@@ -199,7 +199,7 @@ impl Report {
         }
     }
 
-    /// What was written there.
+    /// Loads the results that were written to a folder.
     pub fn load(folder: &Path) -> Result<Self> {
         let json = folder.join("results.json");
         let results = fs::read(&json).with_context(|| format!("read {}", json.display()))?;
@@ -228,7 +228,7 @@ impl Report {
         save(&json, &(serde_json::to_string_pretty(&self)? + "\n"))
     }
 
-    /// By how much figures differ, at most.
+    /// One line about the figure that differs most.
     fn compared_with(&self, before: &Self) -> String {
         let mut most = (0.0, String::from("nothing"));
         for (row, columns) in &self.figures {
@@ -423,6 +423,7 @@ pub fn number(value: f64) -> String {
 mod tests {
     use super::*;
 
+    /// Expect that numbers have commas, and a decimal where they are small and not whole.
     #[test]
     fn numbers_have_commas() {
         assert_eq!(number(3.04), "3.0");
@@ -432,6 +433,8 @@ mod tests {
         assert_eq!(number(-12.5), "-12.5");
     }
 
+    /// Expect that a row of the kernel's own keeps its first value, and that a row of vmclock is
+    /// shown in the row of this driver.
     #[test]
     fn what_is_the_kernels_own_is_there_once() {
         let mut report = Report::default();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A client of ClockBound's library for VMClock, as it is: prints the disruption marker of
-//! `/dev/vmclock0` whenever that has changed, until killed.
+//! A client of ClockBound's library for VMClock, which is unchanged. Prints the disruption marker
+//! of `/dev/vmclock0` whenever it has changed, until killed.
 
 use anyhow::anyhow;
 use clock_bound_vmclock::{shm::VMCLOCK_SHM_DEFAULT_PATH, shm_reader::VMClockShmReader};

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The machine's power button: an interrupt of ACPI's that has nothing to do with the
-//! device.
+//! The machine's power button: it raises ACPI's interrupt, and has nothing to do with the device.
 
 use crate::machine;
 use anyhow::{Context, ensure};
@@ -21,12 +20,12 @@ const POWER: u16 = 116;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// How often to have it pressed
+    /// How often to press the button
     #[arg(long, value_name = "N")]
     presses: u32,
 }
 
-/// What the kernel tells of it.
+/// The kernel's input device for the button.
 pub struct Button(File);
 
 impl Button {
@@ -45,18 +44,21 @@ impl Button {
         anyhow::bail!("there is no power button")
     }
 
-    /// Has the host press it, and returns when the kernel has told of that.
+    /// Has the host press the button, and returns when the kernel has reported the press.
     pub fn press(&mut self) -> anyhow::Result<()> {
         machine::press()?;
         machine::within_a_minute("the button", || {
             let presses = self.presses()?;
-            ensure!(presses <= 1, "pressed once, told of {presses}");
+            ensure!(
+                presses <= 1,
+                "pressed once, {presses} presses were reported"
+            );
             Ok(presses == 1)
         })
     }
 
-    /// How often it was pressed, and let go, since this was asked last. (Between the two
-    /// the kernel takes a press for the same one.)
+    /// How often the button was pressed and released since the last call. (Before the release, the
+    /// kernel takes another press for the same one.)
     fn presses(&mut self) -> anyhow::Result<u32> {
         let mut presses = 0;
         let mut bytes = [0; 64 * SIZE];
@@ -80,8 +82,8 @@ impl Button {
     }
 }
 
-/// Has the host press it again and again, each time when the kernel has told of the last one: a
-/// lost one would be missed.
+/// Has the host press the button again and again, each time after the kernel has reported the last
+/// press. So a lost press is noticed.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut button = Button::open()?;
     for n in 1..=args.presses {

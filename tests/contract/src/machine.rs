@@ -1,18 +1,23 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The machine that a test runs in: the device and its driver, what the kernel
-//! says, and the host, which changes the counter when it is asked to.
+//! The machine that a test runs in: the device and its driver, the kernel's log, and the host,
+//! which changes the counter on request.
 
 use crate::sys;
 use anyhow::{Context, bail, ensure};
-use rustix::{io::Errno, rand::GetRandomFlags};
+use rustix::{
+    fs::OFlags,
+    io::Errno,
+    mm::{MapFlags, ProtFlags},
+    rand::GetRandomFlags,
+};
 use std::{
     ffi::CString,
     fs::{self, File, OpenOptions},
     io::{Read, Seek, SeekFrom, Write, stdin, stdout},
     os::unix::fs::OpenOptionsExt,
     process::Command,
-    sync::OnceLock,
+    sync::{OnceLock, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -22,16 +27,21 @@ const MODULE: &str = "/vmgenid.ko";
 /// The module's parameters.
 const PARAMETERS: &str = "/vmgenid.parameters";
 const DEVICES: &str = "/sys/bus/platform/devices";
-/// The GPE that tells QEMU's guests of a new ID, on a PC.
+/// The GPE by which QEMU notifies a PC of a new ID.
 const GPE: &str = "/sys/firmware/acpi/interrupts/gpe05";
-/// The driver of what tells those on microvm, the Generic Event Device, and its device.
+/// The driver of the Generic Event Device (GED), by which QEMU notifies a microvm of a new ID, and
+/// that device.
 const GED: &str = "/sys/bus/platform/drivers/acpi-ged";
 const GED_DEVICE: &str = "ACPI0013:00";
-/// What the kernel says when it was reseeded because of a new ID.
+/// The interrupt controller of QEMU's machine virt (VIRT_GIC_DIST of hw/arm/virt.c), and its
+/// registers that enable and disable 32 interrupts each: GICD_ISENABLER and GICD_ICENABLER.
+const GIC: u64 = 0x0800_0000;
+const ENABLE: usize = 0x100;
+const DISABLE: usize = 0x180;
+/// The line that the kernel logs when it was reseeded because of a new ID.
 const RESEEDED: &str = "crng reseeded due to virtual machine fork";
 
-/// The module's name, as it has it itself: another one where the kernel's own driver
-/// is built in.
+/// The module's name, from its file: `vmgenctr` where the kernel's own driver is built in.
 pub fn name() -> &'static str {
     static NAME: OnceLock<&str> = OnceLock::new();
     NAME.get_or_init(|| {
@@ -74,7 +84,7 @@ impl Drop for Storm {
     }
 }
 
-/// One line to the host, one line from it.
+/// Sends one line to the host, and returns the host's answer.
 fn ask(what: &str) -> anyhow::Result<String> {
     println!("{what}");
     stdout().flush()?;
@@ -87,8 +97,8 @@ fn ask(what: &str) -> anyhow::Result<String> {
     Ok(line.trim().into())
 }
 
-/// Waits until something is so. The bound is for what has gone wrong: it is no
-/// measurement.
+/// Waits until a condition holds. The bound only ends a wait for an event that will not come: it is
+/// not a measurement.
 pub fn within_a_minute(what: &str, so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
     within_minutes(1, what, so)
 }
@@ -109,10 +119,10 @@ pub fn within_minutes(
     Ok(())
 }
 
-/// Does something that must not end before the kernel's generator has been reseeded.
+/// Calls `act`, and checks that the kernel's generator has been reseeded when it returns.
 ///
-/// A periodic reseed of the kernel at that moment hides a missing one: it comes every few seconds
-/// where the kernel is young, every minute later.
+/// A periodic reseed of the kernel at that moment would hide a missing one. A young kernel reseeds
+/// every few seconds, an older one every minute.
 pub fn reseeded_by<T>(what: &str, act: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let before = sys::reseeds()?;
     let result = act().with_context(|| what.to_string())?;
@@ -120,14 +130,15 @@ pub fn reseeded_by<T>(what: &str, act: impl FnOnce() -> anyhow::Result<T>) -> an
     Ok(result)
 }
 
-/// How many of these IDs, for which notifications were held back while the driver published each,
-/// `add_vmfork_randomness()` is called for: the kernel's own driver learns of the last one only.
+/// For how many of these IDs `add_vmfork_randomness()` is called, where notifications were held
+/// back while the driver published each. `vmgenid` calls it for each. The kernel's own driver is
+/// notified later, and sees only the last ID.
 pub fn told_of(ids: usize) -> usize {
     if name() == "vmgenctr" { 1 } else { ids }
 }
 
-/// Time enough for a notification to arrive, or for anything else that must not
-/// happen. Nothing fails if it is too short.
+/// Waits long enough for a notification to arrive, or for another event that must not happen. If
+/// this is too short, no test fails for that reason.
 pub fn a_while() {
     thread::sleep(Duration::from_millis(300));
 }
@@ -139,30 +150,57 @@ impl Masked {
     pub fn new() -> anyhow::Result<Self> {
         if fs::exists(GPE)? {
             fs::write(GPE, "mask\n").context("mask")?;
-        } else {
+        } else if has_ged() {
             fs::write(format!("{GED}/unbind"), GED_DEVICE).context("unbind the GED")?;
+        } else {
+            enable_interrupt(false).context("disable the device's interrupt")?;
         }
         Ok(Self(()))
     }
 }
 
+fn has_ged() -> bool {
+    fs::exists(format!("{DEVICES}/{GED_DEVICE}")).unwrap_or(false)
+}
+
+/// Enables or disables the device's own interrupt in arm64's interrupt controller (GICv3), which
+/// keeps an interrupt that comes meanwhile.
+pub fn enable_interrupt(enable: bool) -> anyhow::Result<()> {
+    let register = if enable { ENABLE } else { DISABLE };
+    let lines = fs::read_to_string("/proc/interrupts")?;
+    let ours = lines.lines().find(|line| line.ends_with(name()));
+    let words = ours.context("no interrupt")?.split_whitespace();
+    let mut number = words.skip_while(|word| !word.starts_with("GIC")).skip(1);
+    let number: usize = number.next().context("no number")?.parse()?;
+    let memory = sys::open_as("/dev/mem", OFlags::RDWR | OFlags::SYNC)?;
+    let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+    let registers = sys::Map::of(&memory, sys::page(), prot, flags, GIC)?;
+    let word = registers.word(register / 4 + number / 32);
+    word.store(1 << (number % 32), Ordering::SeqCst);
+    Ok(())
+}
+
 impl Drop for Masked {
     fn drop(&mut self) {
-        if fs::write(GPE, "unmask\n").is_err() {
+        if fs::exists(GPE).unwrap_or(false) {
+            let _ = fs::write(GPE, "unmask\n");
+        } else if !has_ged() {
+            let _ = enable_interrupt(true);
+        } else {
             let _ = fs::write(format!("{GED}/bind"), GED_DEVICE);
-            // The interrupts that came meanwhile are lost. At the next one, the GED tells all that
-            // it was to tell.
+            // Interrupts that came while the GED's driver was unbound are lost. At the next
+            // interrupt, the driver handles all events that are pending.
             let _ = press();
         }
     }
 }
 
-/// What the kernel says from now on.
+/// The kernel's log, from the creation of this value on.
 pub struct Log(File);
 
 impl Log {
-    /// Waits until the kernel's generator is initialized: before that it reseeds
-    /// without a word.
+    /// Waits until the kernel's generator is initialized: before that, the kernel does not log
+    /// reseeds.
     pub fn from_now_on() -> anyhow::Result<Self> {
         rustix::rand::getrandom(&mut [0], GetRandomFlags::empty()).context("getrandom")?;
         let mut options = OpenOptions::new();
@@ -172,14 +210,13 @@ impl Log {
         Ok(log)
     }
 
-    /// Begins again from now on.
+    /// Skips all lines up to now.
     pub fn skip(&mut self) -> anyhow::Result<()> {
         self.0.seek(SeekFrom::End(0)).context("/dev/kmsg")?;
         Ok(())
     }
 
-    /// What it has said since this was asked last; an error if that was too much to
-    /// be kept.
+    /// The lines since the last call. An error if the kernel has overwritten some of them.
     pub fn lines(&mut self) -> anyhow::Result<Vec<String>> {
         let mut lines = Vec::new();
         let mut record = [0; 8192];
@@ -201,20 +238,20 @@ impl Log {
         }
     }
 
-    /// How many times it has said that it was reseeded, since it was asked last.
+    /// How many times the kernel has logged a reseed since the last call.
     pub fn reseeds(&mut self) -> anyhow::Result<usize> {
         let lines = self.lines()?;
         Ok(lines.iter().filter(|line| line.contains(RESEEDED)).count())
     }
 
-    /// Waits until it was reseeded once more, by the notification.
+    /// Waits until the kernel has logged a reseed, which the notification causes.
     pub fn await_reseed(&mut self) -> anyhow::Result<()> {
         within_a_minute("a reseed", || Ok(self.reseeds()? > 0))
     }
 
-    /// Waits until it has said so `expected` times, and a while longer: it must not say so once
-    /// more. What says it is `add_vmfork_randomness()`, which our driver calls from a work item
-    /// after an ID is published, and the kernel's own when it is notified.
+    /// Waits until the kernel has logged `expected` reseeds, and a while longer: it must not log
+    /// one more. `add_vmfork_randomness()` logs them. `vmgenid` calls it from a work item after it
+    /// has published an ID, the kernel's own driver when it is notified.
     pub fn expect_reseeds(&mut self, expected: usize) -> anyhow::Result<()> {
         let mut count = 0;
         within_a_minute("the reseeds in the log", || {
@@ -263,8 +300,7 @@ impl Device {
         acpi_name(&self.0).unwrap_or_else(|| self.0.clone())
     }
 
-    /// The names of the devices that are bound to the driver; none is where there
-    /// is no driver.
+    /// The names of the devices that are bound to the driver: none if there is no driver.
     pub fn all_bound() -> Vec<String> {
         fs::read_dir(driver())
             .into_iter()
@@ -325,7 +361,7 @@ pub fn load() -> anyhow::Result<()> {
     rustix::system::finit_module(file, &parameters, 0).context("insmod")
 }
 
-/// Makes a node of one's own for the same device: one that stays when it goes.
+/// Makes another node for the same device. It stays when the device goes.
 pub fn private_node(path: &str, number: u64) -> anyhow::Result<()> {
     let [major, minor] =
         [rustix::fs::major(number), rustix::fs::minor(number)].map(|n| n.to_string());

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What the tests run in the guest: the promises of `/dev/vmgenid`, one test
-//! each, and the programs that a restore happens to.
+//! The programs that the tests run in the guest: one test for each promise of `/dev/vmgenid`, and
+//! programs that observe a restore.
 
 mod actors;
 mod button;
@@ -38,7 +38,7 @@ enum Program {
         /// Those for which the host has to change the counter
         #[arg(long)]
         changes: bool,
-        /// Those of /dev/sysgenid, for which it has to, too
+        /// Those of /dev/sysgenid, for which the host also has to change the counter
         #[arg(long, conflicts_with = "changes")]
         sysgenid: bool,
     },
@@ -49,8 +49,8 @@ enum Program {
     Run,
     /// Spin on the mapped counter, and write down what happens when it changes
     Spin(spin::Args),
-    /// Look at the counter in all ways at once, and write down what each sees
-    /// first when it has changed
+    /// Observe the counter in every way at once, and write down the first observation of each
+    /// change
     Warm(warm::Args),
     /// Spin on the mapped counter; when it changes, draw from the kernel again
     /// and again
@@ -74,8 +74,7 @@ enum Program {
         #[arg(long, default_value_t = 8)]
         threads: usize,
     },
-    /// Compute, and say when something keeps it from that for so many
-    /// milliseconds; until killed
+    /// Compute until killed, and print each interruption of so many milliseconds or more
     Held {
         #[arg(long)]
         ms: u64,
@@ -83,29 +82,31 @@ enum Program {
         #[arg(long)]
         fifo: Option<u8>,
     },
-    /// Look at the counter from many sides, and check each time that the reseed
-    /// came first; until killed
+    /// Observe the counter from many threads until killed, and check each time that the reseed came
+    /// first
     Contend(contend::Args),
     /// Let each allocation and each copy of a call fail, one after the other
     Faults { call: faults::Call },
-    /// Say what becomes of a probe: of an insmod, or of a bind
+    /// Print the outcome of a probe, by an insmod or by a bind
     Probe {
         #[arg(long)]
         bind: bool,
     },
-    /// Load, bind, unbind and unload, and say what becomes of it
+    /// Load, bind, unbind and unload, and print the outcome of each step
     Steps(steps::Args),
     /// Read the counter into a page of a file
     ReadInto { file: String },
-    /// Measure; in guest instructions under -icount
+    /// Measure costs, which are guest instructions under -icount
     Cost {
         #[command(subcommand)]
         what: Option<cost::What>,
     },
     /// Act on each change of the counter, and say how long that took; until killed
     AtOnce(atonce::Args),
-    /// Have a read put off, and say whether poll still owes it in the end
+    /// Let a read return EAGAIN, and check that poll reports nothing once the counter has been read
     Owed,
+    /// Disable the device's own interrupt in arm64's interrupt controller, or enable it: off, on
+    Interrupt { state: String },
     /// Have the machine's power button pressed, and see each press
     Button(button::Args),
     /// Map the counter's page and dump core
@@ -151,6 +152,7 @@ fn main() -> ExitCode {
         Program::Cost { what } => cost::run(what.unwrap_or(cost::What::Calls)),
         Program::AtOnce(args) => atonce::run(&args),
         Program::Owed => atonce::owed(),
+        Program::Interrupt { state } => machine::enable_interrupt(state == "on"),
         Program::Button(args) => button::run(&args),
         Program::Crash => promises::crash(),
     };

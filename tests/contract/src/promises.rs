@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The promises of `Documentation/dev-vmgenid.rst`, one test each. Each can be run alone, in any order,
-//! in a guest that continues afterwards; the machine's counter does not change meanwhile.
+//! The promises of `Documentation/dev-vmgenid.rst`, one test each. Each test can be run alone and
+//! in any order, and leaves a guest that works. The counter does not change during the tests of
+//! [`ALL`].
 
 pub mod library;
 pub mod lifecycle;
@@ -36,8 +37,8 @@ use std::{
 
 type Promise = fn() -> anyhow::Result<()>;
 
-/// A promise that is not kept everywhere has a word after its name, which tells the suite where it
-/// is: `On` in tests/suite/src/on.rs.
+/// A promise that is not kept on every machine has a word after its name, which tells the suite
+/// where to test it: `On` in tests/suite/src/on.rs.
 macro_rules! promises {
     ($all:ident: $($name:ident)*; $($module:ident { $($its:ident $([$on:literal])?)* })*) => {
         pub const $all: &[(&str, &str, Promise)] = &[
@@ -90,8 +91,8 @@ promises! { ALL:
     }
 }
 
-// Promises of what happens when the counter changes. It is the host that
-// changes it, when it is asked to on standard output.
+// Promises for which the counter changes. The host changes it on request, which is a line on
+// standard output.
 promises! { CHANGES:;
     library {
         a_change_is_seen_and_the_barrier_reseeds
@@ -129,7 +130,7 @@ promises! { CHANGES:;
     }
 }
 
-// Promises of the other node, where the module was loaded with sysgenid=1.
+// Promises of the other node, with the module loaded with sysgenid=1.
 promises! { SYSGENID:;
     sysgenid {
         the_node_is_a_misc_device_that_everybody_can_read
@@ -241,14 +242,14 @@ pub fn fails<T: Debug>(
     }
 }
 
-/// The counter by two ways that have to agree.
+/// Reads the counter, and loads it from a mapping. The two have to agree.
 pub fn counter(file: &OwnedFd) -> anyhow::Result<u32> {
     let read = sys::read(file).context("read")?;
     same("the mapped counter", Map::readonly(file)?.load(0), read)?;
     Ok(read)
 }
 
-/// The node works: it can be read, mapped and polled. Returns the counter.
+/// Checks that the node can be read, mapped and polled. Returns the counter.
 pub fn plain() -> anyhow::Result<u32> {
     let file = open()?;
     let value = counter(&file)?;
@@ -256,6 +257,8 @@ pub fn plain() -> anyhow::Result<u32> {
     Ok(value)
 }
 
+/// Expect that the node is a character device of the misc class with mode 0444, and that an
+/// ordinary user can read and map it.
 fn the_node_is_a_misc_device_that_everybody_can_read() -> anyhow::Result<()> {
     let stat = rustix::fs::stat(NODE)?;
     same(
@@ -286,6 +289,7 @@ fn the_node_is_a_misc_device_that_everybody_can_read() -> anyhow::Result<()> {
     )
 }
 
+/// Expect that each read returns the counter, and that the file position does not move.
 fn read_returns_the_counter_again_and_again() -> anyhow::Result<()> {
     let file = open()?;
     let expected = counter(&file)?;
@@ -300,6 +304,8 @@ fn read_returns_the_counter_again_and_again() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Expect that readv of 4 bytes in any split returns the counter, and that any other total is
+/// EINVAL.
 fn readv_returns_the_counter_in_any_split() -> anyhow::Result<()> {
     let file = open()?;
     let expected = counter(&file)?;
@@ -338,6 +344,7 @@ fn readv_returns_the_counter_in_any_split() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Expect that read, readv and pread of 0 bytes return 0.
 fn a_read_of_0_bytes_returns_0() -> anyhow::Result<()> {
     let file = open()?;
     same("read", rustix::io::read(&file, &mut [0; 0])?, 0)?;
@@ -345,6 +352,7 @@ fn a_read_of_0_bytes_returns_0() -> anyhow::Result<()> {
     same("pread", rustix::io::pread(&file, &mut [0; 0], 0)?, 0)
 }
 
+/// Expect that a read of any count other than 0 and 4 is EINVAL, also into a bad buffer.
 fn a_read_of_any_other_count_is_einval() -> anyhow::Result<()> {
     let file = open()?;
     let buffer = Map::anonymous(2 * page())?;
@@ -365,6 +373,8 @@ fn a_read_of_any_other_count_is_einval() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Expect that pread and preadv return the counter at offset 0 and EINVAL at any other offset, and
+/// that the file position does not move.
 fn pread_at_0_reads_and_elsewhere_is_einval() -> anyhow::Result<()> {
     let file = open()?;
     let expected = counter(&file)?;
@@ -396,6 +406,8 @@ fn pread_at_0_reads_and_elsewhere_is_einval() -> anyhow::Result<()> {
     same("file position", rustix::fs::tell(&file)?, 0)
 }
 
+/// Expect that read and readv into a buffer that is bad, or bad half way, are EFAULT, and that the
+/// file works afterwards.
 fn a_bad_buffer_is_efault() -> anyhow::Result<()> {
     let file = open()?;
     let pages = Map::anonymous(2 * page())?;
@@ -436,6 +448,7 @@ fn a_bad_buffer_is_efault() -> anyhow::Result<()> {
     counter(&file).map(drop)
 }
 
+/// Expect that lseek returns 0 for any target, and that the file works after each.
 fn lseek_answers_0() -> anyhow::Result<()> {
     let file = open()?;
     for to in [
@@ -450,6 +463,8 @@ fn lseek_answers_0() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Expect that each kind of mapping shows the counter, that the rest of the page is zeros where it
+/// is that of `CTRA`, and that a mapping outlives its file.
 fn mmap_shows_the_counter_and_zeros() -> anyhow::Result<()> {
     let file = open()?;
     let expected = sys::read(&file)?;
@@ -481,6 +496,8 @@ fn mmap_shows_the_counter_and_zeros() -> anyhow::Result<()> {
     )
 }
 
+/// Expect that mmap at any other offset or of more than one page is EINVAL, whatever the
+/// protection, and that it is ENODEV at offset 0 with VMClock.
 fn mmap_elsewhere_or_of_more_pages_is_einval() -> anyhow::Result<()> {
     let file = open()?;
     let (page, read, write) = (page(), ProtFlags::READ, ProtFlags::WRITE);
@@ -518,6 +535,8 @@ fn mmap_elsewhere_or_of_more_pages_is_einval() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Expect that mmap to write or to execute is EPERM, and EACCES where the mapping is shared and
+/// writable and the file is not. Expect that a file opened for writing can be mapped to read.
 fn mmap_to_write_or_execute_is_refused() -> anyhow::Result<()> {
     let (shared, private) = (MapFlags::SHARED, MapFlags::PRIVATE);
     let (read, write, exec) = (ProtFlags::READ, ProtFlags::WRITE, ProtFlags::EXEC);
@@ -583,6 +602,8 @@ fn mmap_to_write_or_execute_is_refused() -> anyhow::Result<()> {
     )
 }
 
+/// Expect that mprotect to write or to execute is EACCES, and that mprotect to nothing and back to
+/// read works.
 fn mprotect_to_write_or_execute_is_eacces() -> anyhow::Result<()> {
     let reader = open()?;
     let writer = sys::open_as(NODE, OFlags::RDWR).context("open as root, to write")?;
@@ -610,6 +631,7 @@ fn mprotect_to_write_or_execute_is_eacces() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Expect that mremap to two pages is EFAULT, and that the mapping still shows the counter.
 fn mremap_to_grow_is_efault() -> anyhow::Result<()> {
     let file = open()?;
     let mut map = Map::readonly(&file)?;
@@ -617,8 +639,8 @@ fn mremap_to_grow_is_efault() -> anyhow::Result<()> {
     same("the mapped counter", map.load(0), sys::read(&file)?)
 }
 
-/// Expect that the memory file of the process does not write to the page, and that madvise() does not
-/// take it away.
+/// Expect that the process's memory file does not write to the page, and that madvise() does not
+/// take the page away.
 fn no_other_way_changes_the_page() -> anyhow::Result<()> {
     // With memory of the process itself, each call succeeds.
     let ours = Map::anonymous(page())?;
@@ -652,7 +674,7 @@ fn process_vm_writev_does_not_change_the_page() -> anyhow::Result<()> {
     })
 }
 
-/// Expect that userfaultfd() does not put another page in its place.
+/// Expect that userfaultfd() does not accept the page, and so puts no other page in its place.
 fn userfaultfd_does_not_change_the_page() -> anyhow::Result<()> {
     let ours = Map::anonymous(page())?;
     let answered = sys::answer_faults(ours.address(), page());
@@ -664,7 +686,8 @@ fn userfaultfd_does_not_change_the_page() -> anyhow::Result<()> {
     })
 }
 
-/// Expect the same counter in each mapping of the page, and of `read`, after an attack on the mapping.
+/// Checks that each mapping of the page, and `read`, give the same counter after an attack on the
+/// mapping.
 fn the_page_stays(attack: impl Fn(&Map) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let file = open()?;
     for flags in [MapFlags::SHARED, MapFlags::PRIVATE] {
@@ -703,6 +726,8 @@ pub fn crash() -> anyhow::Result<()> {
     std::process::abort();
 }
 
+/// Expect that a core dump has no byte of the counter's page, while it has the page of an ordinary
+/// file.
 fn the_page_is_left_out_of_core_dumps() -> anyhow::Result<()> {
     fs::write("/proc/sys/kernel/core_pattern", "/tmp/core.%p").context("core_pattern")?;
     let child = Command::new("/proc/self/exe")
@@ -750,6 +775,8 @@ fn the_page_is_left_out_of_core_dumps() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Expect that a child sees the counter in the mapping that it inherited, and reads it from the
+/// file that it inherited.
 fn fork_inherits_the_page() -> anyhow::Result<()> {
     let file = open()?;
     let expected = sys::read(&file)?;
@@ -761,6 +788,7 @@ fn fork_inherits_the_page() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Expect that write is EBADF on a file opened for reading and EINVAL on one opened for writing.
 fn write_is_refused() -> anyhow::Result<()> {
     fails(
         "write, file read-only",
@@ -778,10 +806,13 @@ fn write_is_refused() -> anyhow::Result<()> {
     counter(&open()?).map(drop)
 }
 
+/// Expect that an unknown ioctl is ENOTTY.
 fn ioctl_is_enotty() -> anyhow::Result<()> {
     fails("ioctl", sys::unknown_ioctl(&open()?), Errno::NOTTY)
 }
 
+/// Expect that the unload of the module is EAGAIN while a file or a mapping is open, that it works
+/// then and removes the node, and that a load brings the node back.
 fn the_module_stays_while_a_file_or_mapping_is_open() -> anyhow::Result<()> {
     let file = open()?;
     fails("rmmod with an open file", machine::unload(), Errno::AGAIN)?;
@@ -796,6 +827,9 @@ fn the_module_stays_while_a_file_or_mapping_is_open() -> anyhow::Result<()> {
     counter(&open()?).map(drop)
 }
 
+/// Expect that after an unbind the reads and mmap of an open file are ENODEV, that open is ENOENT,
+/// that lseek, ioctl and the mapping are as before, and that a rebind makes a new node and does not
+/// revive the old file.
 fn an_unbound_device_answers_enodev() -> anyhow::Result<()> {
     let device = Device::bound()?;
     let file = open()?;

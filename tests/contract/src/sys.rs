@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The system calls that the tests make in ways no sane program would. All
-//! `unsafe` of this crate is here.
+//! System calls with arguments that no ordinary program passes. All `unsafe` of this crate is here.
 #![expect(unsafe_code, reason = "bad pointers and mappings are the subject")]
 
 use anyhow::Context as _;
@@ -56,7 +55,7 @@ pub fn readv(file: &OwnedFd) -> Result<u32> {
     }
 }
 
-/// A mapping of a file, or of nothing.
+/// A mapping of a file, or of anonymous memory.
 pub struct Map {
     at: *mut c_void,
     len: usize,
@@ -78,7 +77,7 @@ pub fn offset(file: &OwnedFd) -> u64 {
 
 // SAFETY: A mapping belongs to the process, not to a thread.
 unsafe impl Send for Map {}
-// SAFETY: What a shared reference gives access to is words that are loaded and stored atomically.
+// SAFETY: A shared reference gives access only to words that are loaded and stored atomically.
 unsafe impl Sync for Map {}
 
 impl Map {
@@ -154,8 +153,9 @@ impl Map {
     pub fn word(&self, n: usize) -> &AtomicU32 {
         let n = self.first + n;
         assert!(n < self.len / 4);
-        // SAFETY: In bounds and aligned; the mapping lives as long as `self`. Whether it may be
-        // read is up to the caller's protection; if not, the program dies, no more.
+        // SAFETY: In bounds and aligned; the mapping lives as long as `self`. Whether it can be
+        // loaded depends on the protection that the caller chose; if it cannot, the program ends by
+        // a signal.
         unsafe { &*self.at.cast::<AtomicU32>().add(n) }
     }
 
@@ -224,8 +224,8 @@ pub fn now() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// Writes to an address of this process by `process_vm_writev(2)`, which rustix lacks: as a debugger
-/// would.
+/// Writes to an address of this process by `process_vm_writev(2)`, as a debugger does. rustix lacks
+/// this call.
 pub fn write_remote(address: usize, bytes: &[u8]) -> Result<usize> {
     let local = libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
@@ -422,7 +422,8 @@ pub fn fork(child: impl FnOnce() -> bool) -> Result<Pid> {
     }
 }
 
-/// Has a signal interrupt what waits, without being restarted, and do nothing else.
+/// Makes a signal interrupt a system call that waits. The call is not restarted, and the signal has
+/// no other effect.
 pub fn let_interrupt(signal: Signal) -> Result<()> {
     extern "C" fn nothing(_: i32) {}
     // SAFETY: All zeros is a valid `sigaction`: no flags, an empty mask.
@@ -438,19 +439,19 @@ pub fn end(pid: Pid) -> Result<()> {
     waitpid(Some(pid), WaitOptions::empty()).map(drop)
 }
 
-/// Waits for a child to end, and returns whether it said yes.
+/// Waits for a child to end, and returns whether it succeeded.
 pub fn ended(pid: Pid) -> Result<bool> {
     let ended = waitpid(Some(pid), WaitOptions::empty())?;
     Ok(ended.is_some_and(|(_, status)| status.exit_status() == Some(0)))
 }
 
-/// Runs `child` in a forked process and returns whether it said yes.
+/// Runs `child` in a forked process, and returns whether it succeeded.
 pub fn forked(child: impl FnOnce() -> bool) -> Result<bool> {
     ended(fork(child)?)
 }
 
-/// `select(2)`: whether the file is in the sets to read, to write, and of
-/// exceptions. It is asked for in all three.
+/// `select(2)` with the file in all three sets. Returns whether it is in the resulting sets to
+/// read, to write, and of exceptions.
 pub fn select(file: &OwnedFd, timeout: &Timespec) -> Result<[bool; 3]> {
     let fd = file.as_raw_fd();
     let mut set = vec![FdSetElement::default(); fd_set_num_elements(1, fd + 1)];
@@ -470,7 +471,7 @@ impl Uring {
         Ok(Self(io_uring::IoUring::new(4)?))
     }
 
-    /// The result of an operation, if there is one in time.
+    /// The result of an operation, or `None` if it does not complete in time.
     fn run(&mut self, entry: &squeue::Entry, timeout: &Timespec) -> anyhow::Result<Option<u32>> {
         // SAFETY: The callers see to it that what the entry names outlives the operation.
         unsafe { self.0.submission().push(entry) }?;
@@ -482,7 +483,7 @@ impl Uring {
             Err(err) if err.raw_os_error() == Some(libc::ETIME) => return Ok(None),
             submitted => submitted?,
         };
-        // It was submitted, which is what the kernel tells of, but the time was up.
+        // The kernel reports the submission also where the time is up before the completion.
         let Some(done) = self.0.completion().next() else {
             return Ok(None);
         };
@@ -492,7 +493,7 @@ impl Uring {
         Ok(Some(done.result() as u32))
     }
 
-    /// IORING_OP_READ of the counter. `None`: it was not answered in time.
+    /// IORING_OP_READ of the counter. `None`: it did not complete in time.
     pub fn read(&mut self, file: &OwnedFd, timeout: &Timespec) -> anyhow::Result<Option<u32>> {
         // Never freed: an operation that hangs may end at any time.
         let word: &'static AtomicU32 = Box::leak(Box::new(AtomicU32::new(0)));
@@ -505,7 +506,7 @@ impl Uring {
         }
     }
 
-    /// IORING_OP_POLL_ADD. `None`: there was nothing in time.
+    /// IORING_OP_POLL_ADD. `None`: no event came in time.
     pub fn poll(
         &mut self,
         file: &OwnedFd,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The ways to wait for the counter to change. All have to say the same.
+//! The ways to wait for the counter to change. All have to give the same result.
 
 use crate::sys::{self, Uring};
 use anyhow::{Context, bail, ensure};
@@ -45,13 +45,13 @@ pub const SHORT: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
 };
-/// As long as a thing may take that is going to happen.
+/// The bound for an event that is going to happen.
 pub const LONG: Timespec = Timespec {
     tv_sec: 60,
     tv_nsec: 0,
 };
 
-/// All that can be asked for. It is never writable, nor is anything urgent.
+/// All events that can be requested. The file is never writable, and never has urgent data.
 fn everything() -> PollFlags {
     use PollFlags as P;
     P::IN | P::RDNORM | P::RDBAND | P::PRI | P::OUT | P::WRNORM | P::WRBAND | P::RDHUP
@@ -86,7 +86,7 @@ pub fn by_select(file: &OwnedFd, timeout: &Timespec) -> anyhow::Result<Said> {
     }
 }
 
-/// An epoll that is told of one file.
+/// An epoll instance with one file.
 pub struct Epoll(OwnedFd);
 
 impl Epoll {
@@ -113,7 +113,7 @@ impl Epoll {
             [epoll::Event { flags, .. }] => {
                 meaning(PollFlags::from_bits_retain(flags.bits() as u16))
             }
-            _ => bail!("epoll knows one file, and tells of {}", list.len()),
+            _ => bail!("epoll has one file, and reports {}", list.len()),
         }
     }
 }
@@ -127,16 +127,17 @@ fn by_edge_triggered_epoll(file: &OwnedFd, timeout: &Timespec) -> anyhow::Result
 }
 
 fn by_io_uring(file: &OwnedFd, timeout: &Timespec) -> anyhow::Result<Said> {
-    // It does not tell "nothing yet" from "not in the time that it takes to look".
+    // With a timeout of 0, io_uring cannot tell "no event" from "not completed yet".
     let timeout = if *timeout == NOW { &SHORT } else { timeout };
     let flags = Uring::new()?.poll(file, everything(), timeout)?;
     meaning(flags.unwrap_or(PollFlags::empty()))
 }
 
-/// Asks in every way, without waiting; all have to say this.
+/// Checks in every way, without waiting, that the file has this state.
 ///
-/// That a file is readable is waited for: where the generator has to be reseeded first, and that
-/// would sleep, it is so a little later, and `poll` wakes the waiters.
+/// For a readable file this first waits: where the generator has to be reseeded, and that would
+/// sleep, the file becomes readable when the driver's thread has reseeded, and `poll` then wakes
+/// the waiters.
 pub fn expect(file: &OwnedFd, expected: Said) -> anyhow::Result<()> {
     if expected == Said::Readable {
         let said = by_poll(file, &LONG)?;
@@ -155,19 +156,28 @@ pub fn expect(file: &OwnedFd, expected: Said) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The system calls that these ways sleep in.
-const SLEEPS: [i64; 7] = [
+/// The system calls that these ways sleep in. Newer architectures lack the older ones.
+const SLEEPS: &[i64] = &[
+    #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
     libc::SYS_ppoll,
+    #[cfg(target_arch = "x86_64")]
     libc::SYS_select,
     libc::SYS_pselect6,
+    #[cfg(target_arch = "x86_64")]
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
     libc::SYS_io_uring_enter,
 ];
 
-/// Does something while a thread sleeps in each of the ways. Each has to be woken, and to say what
-/// is expected. Before that, `look` checks the thread that was woken.
+/// Whether a thread sleeps in one of them, by its file `syscall` in /proc.
+pub fn in_sleep(syscall: &str) -> bool {
+    let number = syscall.split_whitespace().next().unwrap_or_default();
+    number.parse().is_ok_and(|number| SLEEPS.contains(&number))
+}
+
+/// Calls `act` while one thread sleeps in each of the ways. Each thread has to be woken with the
+/// expected result. It then calls `look`, which checks the state at that moment.
 pub fn woken(
     file: &OwnedFd,
     expected: Said,
@@ -199,16 +209,15 @@ pub fn woken(
     })
 }
 
-/// Waits until a thread sleeps where it should.
+/// Waits until a thread sleeps in one of these system calls.
 fn sleeps<T>(tid: i32, sleepers: &[ScopedJoinHandle<'_, T>]) -> anyhow::Result<()> {
     crate::machine::within_a_minute("all sleep", || {
         ensure!(
             !sleepers.iter().any(ScopedJoinHandle::is_finished),
-            "one does not wait, though nothing has happened"
+            "a thread did not wait, though nothing had happened"
         );
         let call = fs::read_to_string(format!("/proc/self/task/{tid}/syscall"))?;
-        let number = call.split_whitespace().next().unwrap_or_default();
-        Ok(number.parse().is_ok_and(|number| SLEEPS.contains(&number)))
+        Ok(in_sleep(&call))
     })
 }
 

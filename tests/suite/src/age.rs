@@ -20,21 +20,22 @@ tests! {
     a_guest_whose_clock_was_moved_is_as_one_that_waited [Soak]
 }
 
-/// How old such a guest is, in seconds: twice CRNG_RESEED_INTERVAL in drivers/char/random.c, and
-/// some.
+/// The age of such a guest, in seconds: a little more than twice CRNG_RESEED_INTERVAL in
+/// drivers/char/random.c.
 const OLD: u64 = 130;
 
-/// Moves the guest's clock, and waits until the kernel has made up for it. The next reseed that it
-/// makes comes after CRNG_RESEED_INTERVAL.
+/// Moves the guest's clock, and waits until the kernel has made the reseed that was due. The next
+/// one comes after CRNG_RESEED_INTERVAL.
 ///
-/// A process that spins or draws is better started after this.
+/// A process that spins or draws should be started after this.
 pub fn grow_old(vm: &mut Vm) -> Result<()> {
-    // Its soft lockup detector reports CPUs that have done nothing for so long.
+    // Debian's soft lockup detector reports CPUs when the clock is moved, so this guest waits
+    // instead.
     if kernel::default() == kernel::DEBIAN {
         return await_old_age(vm);
     }
     let young = generation(vm)?;
-    // A grace period that began before, and ends after, is no stall.
+    // An RCU grace period that spans the move of the clock is no stall.
     let stalls = |suppress: u32| {
         format!("echo {suppress} >/sys/module/rcupdate/parameters/rcu_cpu_stall_suppress")
     };
@@ -60,10 +61,10 @@ pub fn await_old_age(vm: &Vm) -> Result<()> {
     .map(drop)
 }
 
-/// The kernel's generator, without a restore.
+/// What the kernel's generator does without a restore.
 #[derive(Debug)]
 struct Course {
-    /// Whether the kernel reseeds in some twenty seconds after it has reseeded.
+    /// Whether the kernel reseeds within some twenty seconds after a reseed.
     reseeds: bool,
     /// How many of 100 draws after that are the same in two clones.
     common: usize,
@@ -100,8 +101,8 @@ impl Course {
     }
 }
 
-/// Expect that each machine can grow old, with one CPU and with two, and that its kernel finds
-/// nothing wrong with that.
+/// Expect that the clock of each machine can be moved, with one CPU and with two, and that the
+/// kernel reports nothing, keeps its counter, and logs no reseed because of an ID.
 fn every_machine_grows_old(context: &Context) -> Result<()> {
     for machine in [Machine::Pc, Machine::Q35] {
         for cpus in [1, 2] {
@@ -136,7 +137,8 @@ fn a_clock_that_wraps_cannot_be_moved(context: &Context) -> Result<()> {
 }
 
 /// Expect that a guest whose clock was moved reseeds as seldom as one that has waited, and that
-/// without a device the clones of both draw the same. A young guest reseeds, and its clones differ.
+/// without a device the clones of both have draws in common. A young guest reseeds, and its clones
+/// have none.
 fn a_guest_whose_clock_was_moved_is_as_one_that_waited(context: &Context) -> Result<()> {
     let boot = || -> Result<Vm> {
         let vm = context.boot(Options {
@@ -148,7 +150,7 @@ fn a_guest_whose_clock_was_moved_is_as_one_that_waited(context: &Context) -> Res
         await_random(&vm)?;
         Ok(vm)
     };
-    // At once, while it is young.
+    // The young guest comes first: it becomes old.
     let mut young = boot()?;
     let course = Course::of(&mut young)?;
     eprintln!("young: {course:?}");

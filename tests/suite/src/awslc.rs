@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! AWS-LC as it is, and rustls on it, in clones: on `/dev/sysgenid`; and, beside it,
-//! on the hypervisor's own page, to which it should not be pointed.
+//! Unchanged AWS-LC, and rustls with it, in clones. AWS-LC uses `/dev/sysgenid`. For comparison, a
+//! second process uses the hypervisor's own page, which AWS-LC should not be pointed to.
 
 use crate::{
     age::grow_old,
@@ -78,7 +78,7 @@ impl FromStr for Seen {
 }
 
 impl Seen {
-    /// Waits for it.
+    /// Waits until the program has written it.
     fn of(vm: &Vm, out: &str) -> Result<Self> {
         let said = wait("what AWS-LC gives", || {
             let said = vm.shell(&format!("cat {out} 2>/dev/null || cat {out}.err"))?;
@@ -92,7 +92,7 @@ impl Seen {
     }
 }
 
-/// How many draws of each clone another one has, too.
+/// For each clone, how many of its draws another clone also has.
 fn in_common(clones: &[Seen]) -> Vec<usize> {
     let mut owners = BTreeMap::<&str, BTreeSet<usize>>::new();
     for (n, clone) in clones.iter().enumerate() {
@@ -110,7 +110,8 @@ fn in_common(clones: &[Seen]) -> Vec<usize> {
     clones.iter().map(common).collect()
 }
 
-/// Expect that clones have no draw and no TLS hello in common.
+/// Expect that clones have no draw and no TLS hello in common, and that AWS-LC sees one change in
+/// each.
 fn no_two_clones_draw_the_same_on_dev_sysgenid(context: &Context) -> Result<()> {
     warm_in_clones(context, options(context))
 }
@@ -123,16 +124,17 @@ fn no_two_clones_of_a_microvm_draw_the_same(context: &Context) -> Result<()> {
 /// Restores a machine in which AWS-LC is warm, and compares what the clones draw.
 fn warm_in_clones(context: &Context, options: Options) -> Result<()> {
     let mut vm = vmforks::boot(context, options)?;
-    // VMClock's page is at an offset that AWS-LC does not map: pointed there, it says that it failed.
+    // VMClock's page is at an offset that AWS-LC does not map: AWS-LC would report a failure.
     let page = vm.options()?.source == Source::Ctra;
     grow_old(&mut vm)?;
-    // With the early look, the fault of the other page would hardly be seen.
+    // With the early look, the kernel is reseeded so early that the error of the second process
+    // would hardly be seen.
     vm.shell("insmod /vmgenid.ko sysgenid=1 early_look=0")?;
     let first = vmforks::published(&vm)?;
     let idle = format!("idle, at {first}, with a device: true");
     start(&vm, "/tmp/sysgenid", &[], &idle)?;
     if page {
-        // Another one, which finds the hypervisor's page under that name.
+        // A second process, which finds the hypervisor's page under the name of /dev/sysgenid.
         vm.shell(
             "mv /dev/sysgenid /dev/real && \
              mknod /dev/sysgenid c 10 $(awk '$2 == \"vmgenid\" { print $1 }' /proc/misc)",
@@ -157,7 +159,8 @@ fn warm_in_clones(context: &Context, options: Options) -> Result<()> {
         }
     }
     if page {
-        // Nothing is asserted of it: the kernel's reseed may come first.
+        // Nothing is asserted about the second process: the kernel's reseed may come before its
+        // draws.
         let common = in_common(&wrong);
         eprintln!(
             "AWS-LC on the hypervisor's page: {common:?} draws in common, of {}",
@@ -184,7 +187,8 @@ fn warm_in_clones(context: &Context, options: Options) -> Result<()> {
     Ok(())
 }
 
-/// So the test before this can fail. There is no RDRAND, either.
+/// Expect that without a device, clones have draws in common. This shows that the tests above can
+/// fail. The guest has no RDRAND.
 fn without_a_device_clones_repeat_themselves(context: &Context) -> Result<()> {
     let options = Options {
         no_device: true,

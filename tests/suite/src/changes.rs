@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The promises of what happens when the counter changes. The guest programs
-//! know them, and ask for the changes; here they are answered.
+//! The promises for which the counter changes. The guest program `contract` lists them, and
+//! requests each change. This file makes the changes.
 
 use crate::{
     Trial,
@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-/// What the counter of a guest is at first.
+/// The counter of a guest when it boots.
 const FIRST: u32 = 42;
 
 /// A guest whose counter grows when one of its programs asks for it.
@@ -41,7 +41,7 @@ impl Guest {
         Ok(Self::new(context.boot(options)?))
     }
 
-    /// A guest whose counter is the first one.
+    /// A guest whose counter is still [`FIRST`].
     pub fn new(vm: Vm) -> Self {
         Self {
             vm,
@@ -57,8 +57,8 @@ impl Guest {
         Ok(counter)
     }
 
-    /// Runs a program, and makes the changes that it requests. Its other output is for `hear`, line
-    /// by line.
+    /// Runs a program, and makes the changes that it requests. Passes each other line of its output
+    /// to `hear`.
     pub fn run(&self, argv: &[&str], mut hear: impl FnMut(&str)) -> Result<Status> {
         let (stdin, mut answers) = UnixStream::pair()?;
         let (storming, mut line) = (AtomicBool::new(false), Vec::new());
@@ -108,7 +108,7 @@ impl Guest {
         })
     }
 
-    /// Presses the power button, which is an interrupt of ACPI's, too.
+    /// Presses the power button, which raises ACPI's interrupt.
     fn press(&self) -> Result<u32> {
         self.vm.qmp(&qmp::system_powerdown {})?;
         Ok(0)
@@ -120,13 +120,13 @@ impl Guest {
         while on.load(Relaxed) {
             self.change()?;
             changes += 1;
-            // The guest has more to do than we.
+            // The guest needs more time for a change than the host does.
             thread::sleep(Duration::from_millis(2));
         }
         Ok(changes)
     }
 
-    /// Runs a program that has to succeed, as it does if its promises hold.
+    /// Runs a program, and checks that it succeeds: it does if its promises hold.
     pub fn check(&self, argv: &[&str]) -> Result<()> {
         let mut said = String::new();
         let status = self.run(argv, |line| said += &format!("{line}\n"))?;
@@ -141,7 +141,7 @@ impl Borrow<Vm> for Guest {
     }
 }
 
-/// The module is there, and not loaded yet.
+/// The same options for a guest that has the module and does not load it.
 fn without_module(options: Options) -> Options {
     Options {
         no_module: true,
@@ -151,7 +151,7 @@ fn without_module(options: Options) -> Options {
 
 /// The tests of one subject share a guest.
 pub(crate) fn trials() -> Result<Vec<Trial>> {
-    // Where the other node was asked for.
+    // The module of this guest is loaded with sysgenid=1.
     let with_sysgenid = Shared::new();
     let mut guests = BTreeMap::<String, Shared<Guest>>::new();
     let mut trials = Vec::new();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The kernel's checkers: that they are there, and that their reports fail a test.
+//! The kernel's checkers: they are enabled, and their reports fail a test.
 
 use crate::{
     context::{Context, freeze, genctr},
@@ -17,6 +17,7 @@ tests! {
     a_test_that_hangs_ends_at_its_deadline
 }
 
+/// Expect that the guest kernel has exactly the checkers that belong to its configuration.
 fn the_kernel_has_its_checkers(context: &Context) -> Result<()> {
     let vm = context.boot(Options::default())?;
     let there = vm.shell(
@@ -42,7 +43,8 @@ fn the_kernel_has_its_checkers(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Expect that a mistake which one of the kernel's checkers must find fails the test that made it.
+/// Expect that a mistake on purpose fails the test that makes it, with the report of the checker
+/// that must find it.
 fn each_checker_is_heard(_: &Context) -> Result<()> {
     let canaries: &[(&str, &str)] = match harness::kernel::default().as_str() {
         "kcsan" => &[("echo 5 >canary & echo 4 >canary; wait", "KCSAN: data-race")],
@@ -64,7 +66,9 @@ fn each_checker_is_heard(_: &Context) -> Result<()> {
     Ok(())
 }
 
-/// A test of tests: as they, it has a context of its own.
+/// Expect that a report of a guest's kernel fails the test when the guest ends: a clone, a guest
+/// that is restored, a guest that is down, a guest that is stopped. This tests the suite, so it
+/// makes a context as a test has it.
 fn a_report_fails_the_test_that_ends_the_guest(_: &Context) -> Result<()> {
     let observed = Context::new()?;
     let report = "WARNING: from the test, on purpose";
@@ -93,13 +97,13 @@ fn a_report_fails_the_test_that_ends_the_guest(_: &Context) -> Result<()> {
     drop(vm);
     reported("before a restore", true)?;
 
-    // And a guest that ended in the middle of a command.
+    // A guest that ended in the middle of a command.
     let vm = observed.boot(genctr(42))?;
     let _ = vm.shell(&format!("{say}; poweroff -f"));
     drop(vm);
     reported("a guest that is down", true)?;
 
-    // What only the questions find, in a guest that stands still.
+    // A stopped guest with a state that only the suite's questions find.
     let mut vm = observed.boot(genctr(42))?;
     vm.shell("echo 512 >/proc/sys/kernel/tainted")?;
     freeze(&mut vm, &snapshot)?;
@@ -112,6 +116,8 @@ fn a_report_fails_the_test_that_ends_the_guest(_: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Expect that a test that hangs ends at its deadline with an error that says where it was, and
+/// that the console, with the tasks, and the registers of its guest are kept.
 fn a_test_that_hangs_ends_at_its_deadline(_: &Context) -> Result<()> {
     let observed = Context::new()?;
     let vm = observed.boot(genctr(42))?;

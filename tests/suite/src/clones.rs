@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a restore is to processes that were running all the time.
+//! Restores, as observed by processes that were running when the snapshot was taken.
 
 use crate::{
     age::grow_old,
     context::{
-        Context, await_random, blob, counter, expect_counter, freeze, genctr, no_splat, parameters,
-        wait,
+        Context, addresses, await_random, counter, expect_counter, freeze, genctr, no_splat,
+        parameters, wait,
     },
     draws::{self, Same},
     tests,
@@ -31,7 +31,7 @@ tests! {
     the_counter_is_new_before_the_first_instruction
     the_id_changes_before_the_counter
     a_generator_that_is_not_initialized_is_restored [PlainKernel]
-    a_restore_that_fails_says_so
+    a_restore_that_fails_says_so [NotArm64]
     a_thousand_restores [Soak]
 }
 
@@ -41,8 +41,8 @@ const CLONES: u32 = 8;
 /// The counter that the guests begin with.
 const FIRST: u32 = 42;
 
-/// A CPU for the process that spins, one for the kernel's own work. There is no RDRAND (qemu64 has
-/// none), so that nothing but the ID tells the clones apart.
+/// One CPU for the process that spins, one for the kernel's own work. There is no RDRAND (qemu64
+/// has none): of the inputs of a reseed, only the ID is certain to differ between clones.
 pub fn two_cpus() -> Options {
     Options {
         smp: Some(2),
@@ -50,11 +50,13 @@ pub fn two_cpus() -> Options {
     }
 }
 
+/// Expect that in each clone every process learns of the restore once, without a stale look and
+/// after a reseed, that the notifiers are called once, and that all draws of all clones differ.
 fn no_look_is_stale_and_no_draw_is_twice(context: &Context) -> Result<()> {
     look_and_draw(context, two_cpus())
 }
 
-/// The same, in a guest of another kind.
+/// Checks what [`no_look_is_stale_and_no_draw_is_twice`] expects, in a guest with these options.
 pub fn look_and_draw(context: &Context, options: Options) -> Result<()> {
     let mut warm = Warm::boot_old(context, options)?;
     let moment = warm.snapshot("old")?;
@@ -68,8 +70,9 @@ pub fn look_and_draw(context: &Context, options: Options) -> Result<()> {
     Ok(())
 }
 
-/// A hypervisor that changes the counter of a guest that runs already: a process that observes has
-/// seen the old one, after the restore. So the test before this can fail.
+/// Expect that the checks report a stale look where the hypervisor changes the counter of a guest
+/// that runs already: a process has then seen the old counter after the restore. This shows that
+/// the test above can fail.
 fn a_counter_that_comes_late_is_noticed(context: &Context) -> Result<()> {
     let mut warm = Warm::boot(context, two_cpus())?;
     let moment = warm.snapshot("s")?;
@@ -85,8 +88,8 @@ fn a_counter_that_comes_late_is_noticed(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// What the clones of an old guest draw from the kernel, once they have seen the
-/// counter change. `how` is for `contract draws`.
+/// Returns what each clone of an old guest draws from the kernel after it has seen the counter
+/// change. `how` has arguments for `contract draws`.
 pub fn drawn(vm: &mut Vm, how: &[&str]) -> Result<Vec<draws::Draws>> {
     draws::start(vm, how)?;
     let name: Name = format!("s{}", vm.snapshots()?.len()).parse()?;
@@ -99,8 +102,9 @@ pub fn drawn(vm: &mut Vm, how: &[&str]) -> Result<Vec<draws::Draws>> {
     clones
 }
 
-/// Expect that clones of an old guest draw nothing alike after the barrier, and, where the early look
-/// does not make up for it (`control`), that they do without the barrier.
+/// Checks that no draw after the barrier is the same in two clones of an old guest. With `control`,
+/// also checks that some draws without the barrier are the same, as they are where there is no
+/// early look.
 pub fn draws_differ(vm: &mut Vm, control: bool) -> Result<()> {
     await_random(vm)?;
     grow_old(vm)?;
@@ -114,9 +118,11 @@ pub fn draws_differ(vm: &mut Vm, control: bool) -> Result<()> {
             return Ok(());
         }
     }
-    bail!("without the barrier nothing is equal either, so this shows nothing")
+    bail!("without the barrier no draw is equal either, so the test cannot fail")
 }
 
+/// Expect that no draw after the barrier is the same in two clones and, with early_look=0, that
+/// some draws without the barrier are.
 fn draws_after_the_barrier_differ_in_every_clone(context: &Context) -> Result<()> {
     let control = parameters().is_some_and(|said| said.contains("early_look=0"));
     draws_differ(&mut context.boot(two_cpus())?, control)
@@ -125,12 +131,14 @@ fn draws_after_the_barrier_differ_in_every_clone(context: &Context) -> Result<()
 /// Where the counter is in the guest's memory.
 fn counter_address(vm: &Vm) -> Result<u32> {
     Ok(match vm.options()?.source {
-        Source::Ctra => blob(vm)? + 4096,
+        Source::Ctra => addresses(vm)?[1],
         // VMCLOCK_ADDR of QEMU's hw/acpi/vmclock.h, and the field's offset.
         Source::Vmclock => 0xfeff_b000 + 104,
     })
 }
 
+/// Expect that the new counter is in the guest's memory, with zeros after it, while the restored
+/// machine is still paused, and that the guest reads it and sees it in the mapping once it runs.
 fn the_counter_is_new_before_the_first_instruction(context: &Context) -> Result<()> {
     let mut vm = context.boot(genctr(42))?;
     let address = counter_address(&vm)?;
@@ -167,16 +175,17 @@ fn the_counter_is_new_before_the_first_instruction(context: &Context) -> Result<
     Ok(())
 }
 
-/// Expect that the guest sees the new ID, all of it, no later than the new counter: read() reseeds with
-/// what it finds.
+/// Expect that the guest no longer sees the old ID when it sees a new counter: read() loads the
+/// counter first, and reseeds with the ID that it finds then.
 fn the_id_changes_before_the_counter(context: &Context) -> Result<()> {
     const CHANGES: u32 = 60;
     let mut vm = vmforks::boot(context, two_cpus())?;
-    let (id, counter) = (blob(&vm)? + 40, counter_address(&vm)?);
+    let (id, counter) = (addresses(&vm)?[0], counter_address(&vm)?);
     let watch = "/sys/kernel/debug/vmforks/watch";
     let looks = format!("exec taskset 2 sh -c 'echo {id} {counter} {CHANGES} >{watch}'");
     let looks = Background::start(&vm, &looks)?;
-    // How many changes it has seen, and how many of them before the ID's.
+    // How many changes of the counter the guest has seen, and at how many of them the ID was still
+    // the old one.
     let said = |vm: &Vm| -> Result<[u32; 2]> {
         let said = vm.shell(&format!("cat {watch}"))?;
         let (seen, early) = said.trim().split_once(' ').context("no result")?;
@@ -197,7 +206,8 @@ fn the_id_changes_before_the_counter(context: &Context) -> Result<()> {
     expect_counter(&vm, value)
 }
 
-/// Expect the promises of a restore also where the kernel's generator has never been initialized.
+/// Expect that clones of a guest whose generator has never been initialized read the new counter,
+/// and that no draw is in two of them.
 fn a_generator_that_is_not_initialized_is_restored(context: &Context) -> Result<()> {
     let mut vm = context.boot(two_cpus())?;
     vm.snapshot(&"s".parse()?)?;
@@ -221,8 +231,9 @@ fn a_generator_that_is_not_initialized_is_restored(context: &Context) -> Result<
     Ok(())
 }
 
-/// An impossible restore is an error of its own, in the words of the program that could not do it;
-/// no property is judged by it.
+/// Expect that an impossible restore fails with one line that has the message of the program that
+/// could not do it, that it is not taken for a broken promise, and that a restore on a full disk
+/// leaves the machines that run as they are.
 fn a_restore_that_fails_says_so(context: &Context) -> Result<()> {
     let mut vm = context.boot(two_cpus())?;
     let snapshot: Name = "s".parse()?;
@@ -231,7 +242,10 @@ fn a_restore_that_fails_says_so(context: &Context) -> Result<()> {
         let Err(err) = clone else {
             bail!("it was restored, where it should fail with {expected:?}");
         };
-        ensure!(!err.is::<Broken>(), "that is no property: {err:#}");
+        ensure!(
+            !err.is::<Broken>(),
+            "it is taken for a broken promise: {err:#}"
+        );
         let said = format!("{err:#}");
         ensure!(
             said.contains(expected) && said.lines().count() == 1,
@@ -262,7 +276,8 @@ fn a_restore_that_fails_says_so(context: &Context) -> Result<()> {
     };
     expect(vm.clone_unchecked(&snapshot, another, None), "QEMU ended")?;
 
-    // A full disk: the machines are in a file system that has room for one.
+    // The machines are in a small file system, which the script fills: the last restore meets a
+    // full disk.
     let vms = context.cache()?.join("vm");
     let script = r#"
         "$0" start a --memory 64 --genctr 1 && "$0" snapshot a s && "$0" restore a s --genctr 2 --as b &&
@@ -296,7 +311,7 @@ fn a_restore_that_fails_says_so(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// What a soak has so far.
+/// The results of a soak so far.
 struct Tally {
     start: Instant,
     restores: u32,
@@ -318,8 +333,8 @@ impl fmt::Display for Tally {
     }
 }
 
-/// For `make soak`: as many restores as RESTORES says, of snapshots that are taken
-/// at random moments.
+/// Expect that each of RESTORES restores (1000), of snapshots taken at random moments, passes
+/// [`warm::check`]. `make soak` runs this.
 fn a_thousand_restores(context: &Context) -> Result<()> {
     let restores = env::var("RESTORES").unwrap_or("1000".into());
     let restores = restores.parse().context("RESTORES")?;
@@ -330,7 +345,7 @@ fn a_thousand_restores(context: &Context) -> Result<()> {
         draws: Draws::default(),
     };
     let result = soak(context, restores, &mut tally);
-    // Also of one that was stopped.
+    // A soak that was stopped also prints its results.
     eprintln!("{tally}");
     result
 }
@@ -347,7 +362,7 @@ fn soak(context: &Context, restores: u32, tally: &mut Tally) -> Result<()> {
         }
         eprintln!("{tally}");
         warm.vm.qmp(&cont {})?;
-        // The disk is copied for each clone: it had better stay small.
+        // The disk is copied for each clone, so old snapshots are deleted to keep it small.
         warm.vm.delete_snapshot(&name.parse()?)?;
     }
     Ok(())
@@ -356,13 +371,13 @@ fn soak(context: &Context, restores: u32, tally: &mut Tally) -> Result<()> {
 fn restore(warm: &Warm, name: &str, moment: &Moment, tally: &mut Tally) -> Result<()> {
     let value = FIRST + 1 + tally.restores;
     let clone = warm.vm.clone_from(&name.parse()?, Some(value), None);
-    let clone = clone.context("not restored, which says nothing about what is promised")?;
+    let clone = clone.context("the restore failed, so no promise was checked")?;
     warm::check(&clone, moment, value, &mut tally.draws)?;
     tally.restores += 1;
     Ok(())
 }
 
-/// Some time, shorter than this.
+/// A random time that is not longer than `limit`.
 fn random(limit: Duration) -> Result<Duration> {
     let mut bytes = [0; 4];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;

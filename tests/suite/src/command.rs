@@ -35,13 +35,15 @@ pub fn expect(vm: &Vm, script: &str, status: u8, stdout: &str, stderr: &str) -> 
     let got = run(vm, script)?;
     ensure!(
         got.0 == status && got.1 == stdout && got.2.contains(stderr),
-        "{script}: expected {status}, {stdout:?}, and {stderr:?} among the complaints: {got:?}"
+        "{script}: expected {status}, {stdout:?}, and {stderr:?} on standard error: {got:?}"
     );
-    // Nothing to complain of is nothing said.
+    // Without an error, nothing is on standard error.
     ensure!(!stderr.is_empty() || got.2.is_empty(), "{script}: {got:?}");
     Ok(())
 }
 
+/// Expect that `vmgenid get` prints the generation, also as JSON, for an ordinary user and by a
+/// node elsewhere, and that it exits with 3 where there is no counter.
 fn get_prints_the_generation(context: &Context) -> Result<()> {
     let mut vm = context.boot(genctr(42))?;
     expect(&vm, "vmgenid get", 0, "42", "")?;
@@ -61,6 +63,7 @@ fn get_prints_the_generation(context: &Context) -> Result<()> {
     )
 }
 
+/// Expect that each error has its exit status, no output, and a message that names it.
 fn what_is_wrong_is_said(context: &Context) -> Result<()> {
     let vm = context.boot(genctr(42))?;
     for (script, status, said) in [
@@ -113,7 +116,7 @@ fn what_is_wrong_is_said(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Waits until `file` in the guest says something.
+/// Waits until `file` in the guest contains `what`, and returns its content.
 pub fn says(vm: &Vm, file: &str, what: &str) -> Result<String> {
     wait(what, || {
         let said = vm.shell(&format!("cat {file} 2>/dev/null || true"))?;
@@ -121,7 +124,8 @@ pub fn says(vm: &Vm, file: &str, what: &str) -> Result<String> {
     })
 }
 
-/// Expect that `wait` succeeds in another generation, and with a reseeded kernel, and not otherwise.
+/// Expect that `wait` succeeds in another generation than that of `--since`, with `--reseeded` only
+/// from a source that promises a reseed, and that it otherwise ends with a timeout or at an unbind.
 fn wait_ends_only_with_what_was_asked_for(context: &Context) -> Result<()> {
     let mut vm = context.boot(genctr(42))?;
     expect(&vm, "vmgenid wait --reseeded", 0, "42", "")?;
@@ -157,7 +161,8 @@ fn wait_ends_only_with_what_was_asked_for(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Expect that no source is taken for more than it promises.
+/// Expect that `wait --reseeded` refuses a source that cannot promise a reseed, unless the source
+/// has changed after the reseed, and that `wait` warns of a source that is late.
 fn wait_refuses_what_a_source_cannot_promise(context: &Context) -> Result<()> {
     let mut options = Options {
         source: Source::Vmclock,
@@ -178,7 +183,7 @@ fn wait_refuses_what_a_source_cannot_promise(context: &Context) -> Result<()> {
     let source = "vmgenid wait --source sysgenid --reseeded";
     let refused = "the source is sysgenid: it cannot promise";
     expect(&vm, source, 5, "", refused)?;
-    // It changes after the reseed: the change is the promise.
+    // /dev/sysgenid changes after the reseed, so its change is the promise.
     let late = "a restore is seen some milliseconds late";
     expect(&vm, &format!("{source} --since 0"), 0, "1", late)
 }
@@ -230,6 +235,8 @@ fn status_says_why_not(context: &Context) -> Result<()> {
     status(&vm, "vmgenid status", 3, &[none])
 }
 
+/// Expect that `watch` prints each restore with the generations before and after it, as text and as
+/// JSON, and that it says when the device was unbound.
 fn watch_tells_of_each_restore(context: &Context) -> Result<()> {
     let mut vm = context.boot(genctr(42))?;
     vm.spawn(["vmgenid", "watch"], "/tmp/plain")?;
@@ -258,7 +265,7 @@ fn watch_tells_of_each_restore(context: &Context) -> Result<()> {
         );
     }
 
-    // Unbound by any process.
+    // The device is unbound.
     vm.shell(&format!("cd {}; echo *[:.]* >unbind", driver()))?;
     says(
         &vm,
@@ -268,6 +275,9 @@ fn watch_tells_of_each_restore(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Expect that `watch` runs a command at a change, with both generations in its environment, that
+/// it reports a command that fails, also where its own output cannot be written, and that it runs
+/// the command once more for changes that came meanwhile.
 fn watch_runs_a_command(context: &Context) -> Result<()> {
     let mut vm = context.boot(genctr(42))?;
     let command = "echo ran $VMGENID_SOURCE $VMGENID_FROM $VMGENID_TO; sleep 1; false";
@@ -277,7 +287,7 @@ fn watch_runs_a_command(context: &Context) -> Result<()> {
     vm.spawn(["sh", "-c", once], "/dev/null")?;
     let killed = r#"vmgenid watch --once --exec 'kill -9 $$'; echo "status $?""#;
     vm.spawn(["sh", "-c", killed], "/tmp/killed")?;
-    // No process reads the output. The command is run anyway.
+    // The output cannot be written. The command is run nevertheless.
     let full = "vmgenid watch --timeout 1000years --exec 'echo ran >/tmp/full.ran' >/dev/full";
     vm.spawn(["sh", "-c", full], "/tmp/full")?;
     for file in ["/tmp/exec", "/tmp/once", "/tmp/killed", "/tmp/full"] {
@@ -289,7 +299,7 @@ fn watch_runs_a_command(context: &Context) -> Result<()> {
     says(&vm, "/tmp/killed", "status 137")?;
     says(&vm, "/tmp/full", "cannot write to standard output")?;
     says(&vm, "/tmp/full.ran", "ran")?;
-    // While the command runs: it is run once more, and knows where it was.
+    // These changes come while the command runs: it is run once more, for the last of them.
     vm.set_genctr(44)?;
     vm.set_genctr(45)?;
     let said = says(&vm, "/tmp/exec", "45")?;
@@ -301,7 +311,8 @@ fn watch_runs_a_command(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// The kernel's own counter, which is late.
+/// Expect that `get` and `watch` use `/dev/sysgenid` where the hypervisor gives no counter, and
+/// that a message says that it is late.
 fn a_lesser_source_is_said(context: &Context) -> Result<()> {
     let options = Options {
         no_module: true,
@@ -311,12 +322,12 @@ fn a_lesser_source_is_said(context: &Context) -> Result<()> {
     let mut vm = context.boot(options)?;
     vm.shell("insmod /vmgenid.ko sysgenid=1")?;
     let late = "the source is sysgenid: a restore is seen some milliseconds late";
-    // The first ID counts, too.
+    // The driver has counted the first ID.
     expect(&vm, "vmgenid get", 0, "1", late)?;
     let json = r#"{"source":"sysgenid","generation":"1"}"#;
     expect(&vm, "vmgenid get --json", 0, json, late)?;
 
-    // It needs no counter of the hypervisor's.
+    // This source needs no counter of the hypervisor's.
     vm.spawn(["vmgenid", "watch"], "/tmp/watch")?;
     says(&vm, "/tmp/watch", "watching sysgenid, generation 1")?;
     vm.snapshot(&"s".parse()?)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What the tests share: where things are, and how they look at a guest.
+//! What the tests share: the paths of files, and functions that examine a guest.
 
 use crate::{
     deadline::Guests,
@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Each test has its own.
+/// The context of a test. Each test has its own.
 pub struct Context {
     pub host: Host,
     /// The checkout.
@@ -54,7 +54,8 @@ impl Context {
         })
     }
 
-    /// The same, for guests whose kernels are to report something.
+    /// A copy of this context for guests whose kernels report something on purpose: the reports do
+    /// not fail the test.
     pub fn unjudged(&self) -> Self {
         let mut host = self.host.clone();
         let guests = self.guests.clone();
@@ -67,23 +68,23 @@ impl Context {
         }
     }
 
-    /// The cache.
+    /// The path of the cache.
     pub fn cache(&self) -> Result<PathBuf> {
         let cache = std::env::var_os("VMGENID_CACHE");
         Ok(cache.context("VMGENID_CACHE is not set")?.into())
     }
 
-    /// A program of ours on the host.
+    /// The path of one of the project's programs on the host.
     pub fn program(&self, name: &str) -> PathBuf {
         self.top.join("out/bin").join(name)
     }
 
-    /// A module of ours, for the kernel that the guests have.
+    /// The path of one of the project's modules, built for the kernel of the guests.
     pub fn module(&self, name: &str) -> PathBuf {
         self.top.join("out").join(kernel::default()).join(name)
     }
 
-    /// A module that comes with the guests' kernel, by its path below drivers/.
+    /// The path of a module that is part of the guests' kernel. `path` is relative to drivers/.
     pub fn module_in_tree(&self, path: &str) -> PathBuf {
         let kernel = self.host.link(&format!("kernel-{}", kernel::default()));
         kernel.join("build/drivers").join(path)
@@ -112,26 +113,33 @@ impl Context {
         if options.machine == Machine::default() {
             options.machine = machine();
         }
-        options.add.extend(
-            ["contract", "header", "header32", "vmgenid"].map(|name| Add {
-                host: self.program(name),
+        let kernel = options.kernel();
+        for name in ["contract", "header", "header32", "vmgenid"] {
+            // A cortex-a72 has no 32-bit programs here.
+            if name == "header32" && machine() == Machine::Virt {
+                continue;
+            }
+            options.add.push(Add {
+                host: self.host.guest_program(&kernel, name)?,
                 guest: format!("/bin/{name}"),
-            }),
-        );
+            });
+        }
         Vm::boot(&self.host, options)
     }
 }
 
-/// The module's parameters, from the environment. A test that loads the module by `insmod` takes
+/// The module's parameters, from the environment. A test that loads the module by `insmod` uses
 /// [`PARAMETERS`].
 pub fn parameters() -> Option<String> {
     let parameters = std::env::var("VMGENID_PARAMETERS").ok();
     parameters.filter(|parameters| !parameters.is_empty())
 }
 
-/// The machine that the guests have: microvm with VMGENID_MACHINE=microvm in the environment.
+/// The machine that the guests have: microvm with VMGENID_MACHINE=microvm in the environment, virt
+/// with a kernel for arm64.
 pub fn machine() -> Machine {
     match std::env::var("VMGENID_MACHINE").as_deref() {
+        _ if kernel::is_arm64(&kernel::default()) => Machine::Virt,
         Ok("microvm") => Machine::Microvm,
         _ => Machine::Pc,
     }
@@ -146,7 +154,7 @@ pub fn source() -> Source {
     }
 }
 
-/// The same, in a guest's shell.
+/// The module's parameters, as an expression for the guest's shell.
 pub const PARAMETERS: &str = "$(cat /vmgenid.parameters 2>/dev/null)";
 
 /// Options with a counter of this value.
@@ -163,17 +171,19 @@ pub fn driver() -> String {
     format!("/sys/bus/platform/drivers/{name}")
 }
 
-/// A time that is long for the tiny kernel, as the kernel in use needs it.
+/// Multiplies a time, which is long enough for the tiny kernel, by the slowness of the kernel in
+/// use.
 pub fn scaled_time(time: Duration) -> Duration {
     time * kernel::needs(&kernel::default()).slowness
 }
 
-/// So many in the tiny kernel; fewer where each takes long.
+/// Divides a number of repetitions, which is right for the tiny kernel, by the slowness of the
+/// kernel in use.
 pub fn scaled(count: u32) -> u32 {
     count / kernel::needs(&kernel::default()).slowness
 }
 
-/// The awaited event has not come.
+/// The awaited event did not come in time.
 #[derive(Debug)]
 pub struct Late {
     what: String,
@@ -188,8 +198,8 @@ impl fmt::Display for Late {
 
 impl std::error::Error for Late {}
 
-/// Waits until `done` has a result. The bound is for what has gone wrong: it
-/// is no measurement.
+/// Waits until `done` has a result. The bound only ends a wait for an event that will not come: it
+/// is not a measurement.
 ///
 /// # Errors
 ///
@@ -197,7 +207,7 @@ impl std::error::Error for Late {}
 pub fn wait<T>(what: &str, mut done: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
     let bound = scaled_time(Duration::from_secs(60));
-    // Asking a guest costs it some 20 ms.
+    // A command in the guest takes some 20 ms of the guest's time.
     let mut pause = Duration::from_millis(25);
     loop {
         if let Some(result) = done()? {
@@ -212,24 +222,26 @@ pub fn wait<T>(what: &str, mut done: impl FnMut() -> Result<Option<T>>) -> Resul
     }
 }
 
-/// Takes a snapshot. The guest does not run on: its processes would take the host's CPUs from the
-/// clones.
+/// Takes a snapshot, and leaves the guest stopped. Otherwise its processes would use CPU time of
+/// the host that the clones need.
 pub fn freeze(vm: &mut Vm, snapshot: &Name) -> Result<()> {
     vm.qmp(&stop {})?;
     vm.snapshot(snapshot)
 }
 
-/// What the kernel says when it was reseeded because of us.
+/// The line that the kernel logs when `add_vmfork_randomness()` has reseeded it.
 pub const RESEEDED: &str = "crng reseeded due to virtual machine fork";
 
-/// How many times it has said so. Our driver has `add_vmfork_randomness()` called from a work item,
-/// after an ID is published; beside `vmgenctr` the kernel's own driver calls it when it is notified.
+/// How many times the kernel's log has that line. `vmgenid` calls `add_vmfork_randomness()` from a
+/// work item, after it has published an ID. Where the module is `vmgenctr`, the kernel's own driver
+/// calls it when that driver is notified.
 pub fn reseeds(vm: &Vm) -> Result<usize> {
     let count = vm.shell(&format!("dmesg | grep -c '{RESEEDED}' || true"))?;
     Ok(count.trim().parse()?)
 }
 
-/// Waits until it has said so `expected` times, and a while longer: it must not say so once more.
+/// Waits until the log has that line `expected` times and the guest has settled. Fails if the line
+/// is there once more.
 pub fn expect_reseeds(vm: &Vm, expected: usize) -> Result<()> {
     wait(&format!("{expected} reseeds in the log"), || {
         Ok((reseeds(vm)? >= expected).then_some(()))
@@ -243,10 +255,10 @@ pub fn expect_reseeds(vm: &Vm, expected: usize) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the guest has handled all interrupts, notifications and calls of notifiers that have
-/// come. What must not happen has happened by then, or does not. In a guest without the test module
-/// (`vmforks`) this waits a while. Not for tests that hold up a notifier or starve a worker: this waits
-/// for those, too.
+/// Waits until the guest has handled all interrupts, notifications and calls of notifiers that were
+/// due. A test calls this before it checks that an event has not happened. In a guest without the
+/// test module (`vmforks`) this waits 0.3 s instead. A test that delays a notifier or starves a
+/// worker must not call it: it would wait for that notifier or worker.
 pub fn settle(vm: &Vm) -> Result<()> {
     vm.shell("cat /sys/kernel/debug/vmforks/settle 2>/dev/null || sleep 0.3")
         .map(drop)
@@ -256,26 +268,37 @@ pub fn settle(vm: &Vm) -> Result<()> {
 pub fn id_in_memory(vm: &Vm) -> Result<[u8; 16]> {
     let guid = vm.qmp(&query_vm_generation_id {})?.guid.replace('-', "");
     let mut id = u128::from_str_radix(&guid, 16)?.to_be_bytes();
-    // The first three fields are little-endian there.
+    // The first three fields are little-endian in memory.
     for field in [0..4, 4..6, 6..8] {
         id[field].reverse();
     }
     Ok(id)
 }
 
-/// Where the device's pages are: what VGIA points at in its ACPI table. The ID is 40 bytes behind
-/// that (VMGENID_GUID_OFFSET of QEMU's hw/acpi/vmgenid.h), the counter's page 4096.
-pub fn blob(vm: &Vm) -> Result<u32> {
+/// The guest physical addresses of the ID and of the counter, from VGIA in the device's ACPI table or
+/// from `reg` in the device tree. VGIA has the address of the device's pages. The ID is 40 bytes after
+/// that (VMGENID_GUID_OFFSET of QEMU's hw/acpi/vmgenid.h), the counter's page 4096 bytes.
+pub fn addresses(vm: &Vm) -> Result<[u32; 2]> {
+    if machine() == Machine::Virt {
+        let node = "for n in /proc/device-tree/*; do
+            grep -qs microsoft,vmgenid $n/compatible && cat $n/reg; done; true";
+        let reg = vm.exec(["sh", "-c", node])?.stdout;
+        ensure!(reg.len() == 32, "reg: {reg:x?}");
+        let low =
+            |at: usize| -> Result<u32> { Ok(u32::from_be_bytes(reg[at..at + 4].try_into()?)) };
+        return Ok([low(4)?, low(20)?]);
+    }
     let table = "cat /sys/firmware/acpi/tables/SSDT* | tr -d '\\n' | grep -ao 'VGIA.....'";
     let bytes = vm.exec(["sh", "-c", table])?.stdout;
     ensure!(
         bytes.len() >= 9 && bytes[4] == 0x0c,
         "VGIA is not a dword: {bytes:x?}"
     );
-    Ok(u32::from_le_bytes(bytes[5..9].try_into()?))
+    let pages = u32::from_le_bytes(bytes[5..9].try_into()?);
+    Ok([pages + 40, pages + 4096])
 }
 
-/// How many times it has said so, once no more lines come.
+/// How many times the kernel's log has [`RESEEDED`], once the number no longer grows.
 pub fn settled_reseeds(vm: &Vm) -> Result<usize> {
     let mut last = None;
     wait("the reseeds in the log come to an end", || {
@@ -285,22 +308,22 @@ pub fn settled_reseeds(vm: &Vm) -> Result<usize> {
     })
 }
 
-/// How often the kernel's generator has been reseeded, for whatever reason: a young kernel does so
-/// every few seconds.
+/// How many times the kernel's generator has been reseeded, for any reason. A kernel that has been
+/// up for less than two minutes reseeds every few seconds.
 pub fn generation(vm: &Vm) -> Result<u64> {
     Ok(vm.shell("contract reseeds")?.trim().parse()?)
 }
 
-/// What `contract at-once` says of a change.
+/// What `contract at-once` reports about one change.
 #[derive(Debug)]
 pub struct Reply {
     /// The first call's answer.
     pub answer: String,
     /// How long that call took.
     pub first: Duration,
-    /// How long it took until the counter was read.
+    /// How long it took until the counter had been read and the bytes drawn.
     pub then: Duration,
-    /// The draws after that.
+    /// The bytes that were drawn after the read, in hexadecimal.
     pub drawn: String,
 }
 
@@ -316,7 +339,7 @@ impl Reply {
         Ok(Some((answer.into(), took)))
     }
 
-    /// All of it, once it is there.
+    /// The whole reply, once both of its lines are there.
     pub fn of(says: &str, value: u32) -> Result<Option<Self>> {
         let start = format!("then {value} ");
         let then = says.lines().find_map(|line| line.strip_prefix(&start));
@@ -333,13 +356,13 @@ impl Reply {
     }
 }
 
-/// Whether the kernel's own driver is built in, beside ours.
+/// Whether the kernel's own driver is built in, beside this one.
 pub fn is_builtin() -> bool {
     kernel::is_builtin(&kernel::default())
 }
 
-/// Has the kernel's generator initialized: before that it reseeds without a word. The guest has no
-/// source of entropy, and would spin for a second to make some.
+/// Initializes the kernel's generator: until it is initialized, the kernel logs no reseeds. The
+/// guest has no source of entropy, and would need about a second to collect some.
 pub fn await_random(vm: &Vm) -> Result<()> {
     let mut seed = [0; 32];
     rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
@@ -349,7 +372,7 @@ pub fn await_random(vm: &Vm) -> Result<()> {
     Ok(())
 }
 
-/// What `contract counter` says: "read N, mapped N".
+/// The output of `contract counter`: "read N, mapped N".
 pub fn counter(vm: &Vm) -> Result<String> {
     Ok(vm.shell("contract counter")?.trim().into())
 }
@@ -369,15 +392,15 @@ pub fn lines(vm: &Vm, script: &str) -> Result<Vec<String>> {
     Ok(vm.shell(script)?.lines().map(String::from).collect())
 }
 
-/// There must not be a node.
+/// Checks that there is no `/dev/vmgenid`.
 pub fn no_node(vm: &Vm) -> Result<()> {
     let there = vm.shell("ls -l /dev/vmgenid 2>/dev/null || true")?;
     ensure!(there.is_empty(), "there is a node: {there}");
     Ok(())
 }
 
-/// Nothing in the kernel's log may look like a bug. Each guest is looked at when it ends; this is
-/// for a guest that continues.
+/// Checks that the kernel's log has no report of a bug. The suite checks each guest when it ends;
+/// this function is for a guest that continues.
 pub fn no_splat(vm: &Vm) -> Result<()> {
     match reports::first(&vm.shell("dmesg")?) {
         Some(report) => bail!("the kernel's log has: {report}"),

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A test that does not end by its deadline is ended, by ending its guests: each call that waits
-//! for a guest or for QEMU returns with an error then. What the guests of a failed test and their
-//! QEMUs wrote is kept in out/failed/TEST.
+//! Ends a test that has passed its deadline, by ending its guests: each call that waits for a guest
+//! or for QEMU then returns an error. What the guests of a failed test and their QEMUs wrote is
+//! kept in out/failed/TEST.
 
 use crate::{context::scaled_time, results};
 use anyhow::{Result, anyhow, ensure};
@@ -26,13 +26,13 @@ const STEPS: [(Signal, u64); 4] = [
     (Signal::KILL, 240),
 ];
 
-/// Of how many guests that have ended the logs are kept: a test may make thousands of clones.
+/// For how many ended guests the logs are kept: a test may make thousands of clones.
 const KEPT: u32 = 16;
 
-/// How long a guest may take to tell of its tasks.
+/// How long a guest may take to report its tasks.
 const ANSWER: Duration = Duration::from_secs(20);
 
-/// The blocked tasks, and what each CPU does.
+/// Makes the kernel log the blocked tasks, and what each CPU does.
 const TASKS: &str = "for key in w l; do echo $key >/proc/sysrq-trigger; done";
 
 /// The guests of a test, or those that tests share. They are numbered as they are started.
@@ -41,7 +41,7 @@ pub struct Guests(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    /// Where the logs are kept. There is none for other tests than those of the suite.
+    /// Where the logs are kept. Tests that are not of the suite have no such folder.
     folder: Option<PathBuf>,
     running: Vec<(u32, Name)>,
     started: u32,
@@ -73,7 +73,7 @@ impl Guests {
         if let Some(folder) = &state.folder {
             copy_logs(vm, folder, number);
             for log in ["console.log", "qemu.log"] {
-                // There may be none.
+                // The file may not exist.
                 let old = number.saturating_sub(KEPT);
                 let _ = fs::remove_file(folder.join(format!("{old}.{log}")));
             }
@@ -141,7 +141,8 @@ pub fn caught(body: impl FnOnce() -> Result<()>) -> Result<()> {
     })
 }
 
-/// Without the last lines of a console, which is kept whole.
+/// The first line of an error, which may announce the last lines of a console. The console is kept
+/// as a file.
 fn first_line(text: &str) -> &str {
     let line = text.lines().next().unwrap_or_default();
     line.trim_end_matches("; the last lines of its console:")
@@ -158,7 +159,7 @@ fn copy_logs(vm: &Vm, folder: &Path, number: u32) {
     }
 }
 
-/// Waits beside a test for its end.
+/// Waits for the end of a test, in a thread of its own.
 struct Watchdog {
     test: String,
     deadline: Duration,
@@ -178,7 +179,7 @@ impl Watchdog {
         self.guests.lock().over = true;
         self.each_guest("its tasks are not known", |vm, folder, number| {
             if let Some(folder) = folder {
-                // This takes no answer of the guest.
+                // QEMU gives the registers without an answer of the guest.
                 fs::create_dir_all(folder)?;
                 let registers = vm.qmp(&qmp::human_monitor_command {
                     command_line: "info registers -a".into(),
@@ -211,7 +212,8 @@ impl Watchdog {
         self.ended.recv_timeout(time) != Err(mpsc::RecvTimeoutError::Timeout)
     }
 
-    /// The test can end none of its guests meanwhile: their names are not used again.
+    /// Calls `act` for each guest. The lock is held, so the test cannot end a guest meanwhile, and
+    /// no other machine gets the name of one.
     fn each_guest(&self, failed: &str, act: impl Fn(&mut Vm, Option<&Path>, u32) -> Result<()>) {
         let state = self.guests.lock();
         for (number, name) in &state.running {
@@ -243,7 +245,7 @@ fn end_all_guests() {
     }
 }
 
-/// Sends a signal to all programs that a thread has started, and to those that these have.
+/// Sends a signal to all programs that a thread has started, and to those that these have started.
 fn signal_children(thread: &Path, signal: Signal) {
     let children = fs::read_to_string(thread.join("children")).unwrap_or_default();
     for child in children.split_whitespace().flat_map(str::parse) {
@@ -262,6 +264,8 @@ mod tests {
 
     const SHORT: Option<Duration> = Some(Duration::from_millis(1));
 
+    /// Expect that a test whose program does not end fails after its deadline, with one line, and
+    /// that the program and its child are ended.
     #[test]
     fn a_program_that_does_not_end_is_ended() {
         let result = Guests::default().watch("test", SHORT, || {
@@ -276,6 +280,7 @@ mod tests {
         assert_eq!(said.lines().count(), 1, "{said}");
     }
 
+    /// Expect that a result before the deadline, or without one, is the result of the test.
     #[test]
     fn a_result_that_comes_in_time_is_the_result() {
         let guests = Guests::default();
@@ -286,6 +291,7 @@ mod tests {
         }
     }
 
+    /// Expect that a panic is an error with the panic's message.
     #[test]
     fn a_panic_is_an_error() {
         let result = Guests::default().watch("test", None, || panic!("at {}", 1));

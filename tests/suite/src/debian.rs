@@ -43,13 +43,13 @@ const PACKAGES: &str = "/root/packages";
 const METADATA: &str = "/var/cache/vmgenid-dkms";
 const MADE: &str = "/usr/local/share/vmgenid-metadata";
 
-/// What apt and the kernel write anyhow.
+/// Lists the guest's files, except those in folders that apt and the kernel write to in any case.
 const FILES: &str = "find / -xdev \\( -path /proc -o -path /sys -o -path /run -o -path /tmp \
     -o -path /root -o -path /var/tmp -o -path /var/log -o -path /var/lib/dpkg \
     -o -path /var/lib/systemd -o -path /var/cache/apt -o -path /var/lib/apt \
     -o -path /var/cache/ldconfig -o -path /var/cache/debconf \\) -prune -o -print | sort";
 
-/// Whether all is as the kernel's own packages have it.
+/// Lists the files of the kernel's packages that differ from what the packages contain.
 const VERIFY: &str =
     "dpkg --verify $(dpkg-query -W -f '${Package} ' 'linux-headers-*' 'linux-kbuild-*') | sort";
 
@@ -57,13 +57,13 @@ fn debian() -> Options {
     Options {
         kernel: Some(kernel::DEBIAN.into()),
         genctr: Some(42),
-        // As in the matrix: QEMU can end when PCI devices are set up beside a HPET.
+        // As in the matrix: QEMU can end while the guest uses the HPET and sets up PCI devices.
         append: vec!["hpet=disable".into()],
         ..Options::default()
     }
 }
 
-/// Debian as apt has left it when the module was installed.
+/// The options of a guest in which apt has installed the module.
 fn with_module(context: &Context) -> Result<Options> {
     Ok(Options {
         disk: Some(installed(context)?),
@@ -71,7 +71,7 @@ fn with_module(context: &Context) -> Result<Options> {
     })
 }
 
-/// A package, as it is on the host.
+/// The path of a package on the host.
 fn package(context: &Context, folder: &str, name: &str) -> Result<PathBuf> {
     let folder = context.top.join("out").join(folder);
     let is_it = |path: &PathBuf| {
@@ -107,14 +107,14 @@ fn boot(context: &Context, mut options: Options) -> Result<Vm> {
     Ok(vm)
 }
 
-/// What a script says, on both ways, and whether it succeeds.
+/// Whether a script succeeds, and its output and error output.
 fn said(vm: &Vm, script: &str) -> Result<(bool, String)> {
     let output = vm.exec(["sh", "-c", &format!("exec 2>&1; {script}")])?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     Ok((output.status.success(), said))
 }
 
-/// One line, and one only, has to have `words`.
+/// Checks that exactly one line has `words`.
 fn one_line(said: &str, words: &str) -> Result<()> {
     let count = said.lines().filter(|line| line.contains(words)).count();
     ensure!(count == 1, "{count} lines with {words:?}, not one: {said}");
@@ -141,8 +141,8 @@ fn as_nobody(vm: &Vm, script: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().into())
 }
 
-/// The disk of a guest in which apt has installed the packages. The first test makes it: without
-/// metadata first, which fails, and then with it.
+/// The disk of a guest in which apt has installed the packages. The first test that needs the disk
+/// makes it. apt installs the packages without the metadata, which fails, and then with it.
 fn installed(context: &Context) -> Result<PathBuf> {
     static DISK: Mutex<Option<PathBuf>> = Mutex::new(None);
     let mut disk = DISK.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,7 +164,7 @@ fn installed(context: &Context) -> Result<PathBuf> {
     succeeds(&vm, &format!("{APT} install -f"))?;
     let status = vm.shell(state)?;
     ensure!(status == "installed", "vmgenid-dkms is {status}");
-    // The kernel's packages are as they were.
+    // The installation has not changed the kernel's packages.
     succeeds(&vm, &format!("{VERIFY} | diff /root/verified -"))?;
     let modules = vm.shell("cat /proc/modules")?;
     ensure!(modules.contains("vmgenctr "), "not loaded: {modules}");
@@ -180,6 +180,9 @@ fn installed(context: &Context) -> Result<PathBuf> {
     Ok(copy)
 }
 
+/// Expect that the installation fails with one line that says what to install where the metadata is
+/// missing, that it succeeds with the metadata, that the module is signed and loaded, and that the
+/// kernel's packages are unchanged.
 fn a_build_that_fails_is_mended_and_the_module_is_loaded(context: &Context) -> Result<()> {
     installed(context).map(drop)
 }
@@ -214,6 +217,8 @@ fn vmclock_is_for_every_user_if_wanted(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Expect that an ordinary user reads, maps and polls `/dev/vmgenid`, that systemd knows the node,
+/// and that a change is seen and reseeds once.
 fn a_user_reads_maps_and_polls(context: &Context) -> Result<()> {
     let mut vm = boot(context, with_module(context)?)?;
     await_node(&vm, "/dev/vmgenid")?;
@@ -223,7 +228,7 @@ fn a_user_reads_maps_and_polls(context: &Context) -> Result<()> {
     ensure!(counter == "read 42, mapped 42", "as nobody: {counter}");
     let get = as_nobody(&vm, "vmgenid get")?;
     ensure!(get == "42", "vmgenid get: {get}");
-    // Units can wait for the node; systemd knows of it when udev is through with it.
+    // Units can wait for the node. systemd knows it when udev has handled it.
     wait("dev-vmgenid.device", || {
         Ok(said(&vm, "systemctl is-active dev-vmgenid.device")?
             .0
@@ -245,6 +250,8 @@ fn a_user_reads_maps_and_polls(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Expect that after a reboot the node, the counter and the watcher are there, and that no unit has
+/// failed.
 fn a_reboot_brings_the_device_back(context: &Context) -> Result<()> {
     let mut vm = boot(context, with_module(context)?)?;
     let boots = "cat /proc/sys/kernel/random/boot_id";
@@ -264,7 +271,7 @@ fn no_unit_failed(vm: &Vm) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a script succeeds. `log` is what to look at if it does not.
+/// Waits until a script succeeds. `log` is a script whose output explains a failure.
 fn until(vm: &Vm, script: &str, log: &str) -> Result<()> {
     let until = format!("timeout 600 sh -c 'until {script}; do sleep 1; done' >/dev/null 2>&1");
     let (done, _) = said(vm, &until)?;
@@ -287,7 +294,7 @@ fn await_renewed(vm: &Vm, generation: u32) -> Result<()> {
     until(vm, &renewed, UNITS)
 }
 
-/// Adds hooks: the examples, one that writes down that it ran, and a unit that does.
+/// Adds hooks: the examples, one that writes down that it ran, and a unit that does the same.
 const ADD_HOOKS: &str = r#"
     cd /etc/vmgenid/restored.d
     ln -s /usr/share/vmgenid/hooks/* .
@@ -301,8 +308,9 @@ const ADD_HOOKS: &str = r#"
 /// What an administrator sees of a machine's identity.
 const IDENTITY: &str = "cat /etc/machine-id /etc/ssh/ssh_host_*_key.pub";
 
-/// Expect that each clone has a machine ID and SSH host keys of its own after the restore, that each hook
-/// and each unit of vmgenid-restored.target runs once, and that the watcher can do nothing but that.
+/// Expect that each clone has a machine ID and SSH host keys of its own after the restore, that
+/// each hook and each unit of vmgenid-restored.target runs once, and that the watcher's unit is
+/// restricted and does not run as root.
 fn the_identity_is_renewed_once_in_each_clone(context: &Context) -> Result<()> {
     let mut vm = boot(context, with_module(context)?)?;
     await_watcher(&vm)?;
@@ -328,11 +336,11 @@ fn the_identity_is_renewed_once_in_each_clone(context: &Context) -> Result<()> {
             seen.len() == before + count,
             "in clone {generation} there are {seen:?}"
         );
-        // The server that runs has the new key.
+        // The server that runs uses the new key.
         let new = vm.shell("cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub")?;
         let served = vm.shell("ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null")?;
         ensure!(served.contains(new.trim()), "served: {served}, new: {new}");
-        // Nothing more comes.
+        // No further hook runs.
         vm.shell("sleep 2")?;
         let got = lines(vm, "cat /root/ran")?;
         ensure!(got == ran, "in clone {generation} ran {got:?}, not {ran:?}");
@@ -344,7 +352,7 @@ fn the_identity_is_renewed_once_in_each_clone(context: &Context) -> Result<()> {
         let mut ran = vec![format!("hook 42 {value}"), "unit".into()];
         renewed(&clone, value, &mut seen, &ran)?;
         if value == 50 {
-            // A start of the watcher without a restore; a clone of a clone.
+            // A restart of the watcher is no restore. Then the clone is cloned.
             clone.shell("systemctl restart vmgenid-watch.service")?;
             clone.snapshot(&"second".parse()?)?;
             let second = clone.clone_from(&"second".parse()?, Some(60), None)?;
@@ -360,8 +368,8 @@ fn the_identity_is_renewed_once_in_each_clone(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Expect that a restore is found whatever happens to the units: the watcher is killed, or stopped, or a
-/// hook fails. Expect that a hook that fails is shown.
+/// Expect that a restore is found also where the watcher is stopped or killed, or a hook fails.
+/// Expect that `vmgenid status` names a hook that fails.
 fn a_service_that_is_stopped_or_fails_loses_no_restore(context: &Context) -> Result<()> {
     let mut vm = boot(context, with_module(context)?)?;
     await_watcher(&vm)?;
@@ -403,14 +411,20 @@ fn a_service_that_is_stopped_or_fails_loses_no_restore(context: &Context) -> Res
     no_unit_failed(&vm)
 }
 
+/// Expect of clones of the Debian guest what is expected of the small guests: no stale look, and no
+/// draw twice.
 fn no_look_is_stale_and_no_draw_is_twice(context: &Context) -> Result<()> {
     clones::look_and_draw(context, with_module(context)?)
 }
 
+/// Expect that no draw after the barrier is the same in two clones of the Debian guest.
 fn draws_after_the_barrier_differ_in_every_clone(context: &Context) -> Result<()> {
     clones::draws_differ(&mut context.boot(with_module(context)?)?, false)
 }
 
+/// Expect that an upgrade replaces the module's source and keeps the node, that a removal leaves no
+/// module, no node and no source, that a restore meanwhile is found after a reinstall, and that a
+/// purge leaves the guest's files as they were.
 fn upgrade_removal_and_reinstall_leave_nothing(context: &Context) -> Result<()> {
     let mut vm = boot(context, with_module(context)?)?;
     await_node(&vm, "/dev/vmgenid")?;
@@ -442,7 +456,7 @@ fn upgrade_removal_and_reinstall_leave_nothing(context: &Context) -> Result<()> 
     succeeds(&vm, &format!("{APT} purge vmgenid-dkms vmgenid"))?;
     let before: BTreeSet<_> = lines(&vm, "cat /root/files")?.into_iter().collect();
     let after: BTreeSet<_> = lines(&vm, FILES)?.into_iter().collect();
-    // DKMS's own: the key that it signs with.
+    // DKMS keeps the key that it signs with.
     let own = |file: &&String| !file.starts_with("/var/lib/dkms/mok.");
     let more: Vec<_> = after.difference(&before).filter(own).collect();
     let less: Vec<_> = before.difference(&after).collect();
@@ -453,11 +467,12 @@ fn upgrade_removal_and_reinstall_leave_nothing(context: &Context) -> Result<()> 
     succeeds(&vm, &format!("{VERIFY} | diff /root/verified -")).map(drop)
 }
 
-/// As on a distribution that has no packages of ours.
+/// Expect that DKMS, called by hand, builds, installs and removes the module of a checkout, as on a
+/// distribution that has none of the project's packages.
 fn dkms_works_by_hand(context: &Context) -> Result<()> {
     let vm = boot(context, debian())?;
     vm.shell(&format!("mkdir -p {METADATA} && cp -a {MADE}/. {METADATA}"))?;
-    // The package's files are a checkout's, in a folder of another name.
+    // The package has the files of a checkout. The folder has another name.
     vm.shell(&format!(
         "dpkg-deb -x {PACKAGES}/deb/vmgenid-dkms.deb /tmp/x && mv /tmp/x/usr/src/vmgenid-* /tmp/checkout"
     ))?;
@@ -474,6 +489,8 @@ fn dkms_works_by_hand(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Expect that under stock QEMU, with sysgenid=1, each of eight clones counts one reseed and wakes
+/// a watcher, that the clones draw different bytes, and that the original does not reseed.
 fn under_stock_qemu_reseeds_are_counted(context: &Context) -> Result<()> {
     let options = Options {
         qemu: Flavour::Stock,
@@ -518,6 +535,7 @@ fn under_stock_qemu_reseeds_are_counted(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Expect that each tool fails with one line that names the cause.
 fn what_is_wrong_is_said(context: &Context) -> Result<()> {
     let vm = boot(context, with_module(context)?)?;
     vm.shell(
@@ -575,6 +593,8 @@ fn what_is_wrong_is_said(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Expect that a kernel that enforces signatures does not load the module, and that one line of the
+/// installation names module.sig_enforce=1.
 fn enforced_signatures_are_named(context: &Context) -> Result<()> {
     let mut options = with_module(context)?;
     options.append.push("module.sig_enforce=1".into());
@@ -586,10 +606,13 @@ fn enforced_signatures_are_named(context: &Context) -> Result<()> {
     one_line(&said, "module.sig_enforce=1")
 }
 
+/// Expect that the module is loaded where it gets an unknown parameter, and that one line names the
+/// parameter.
 fn an_unknown_parameter_is_named(context: &Context) -> Result<()> {
     let vm = boot(context, with_module(context)?)?;
     await_node(&vm, "/dev/vmgenid")?;
-    // While udev goes through the devices it loads the module, without that.
+    // udev loads the module, without the parameter, while it handles devices. So the reload waits
+    // for udev.
     let reload = "udevadm settle && modprobe -r vmgenctr && modprobe vmgenctr nonsense=1";
     succeeds(&vm, reload)?;
     one_line(

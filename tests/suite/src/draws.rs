@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a process draws from the kernel, again and again, from the moment on
-//! that it sees the counter change.
+//! The draws of a process that draws from the kernel again and again, from the moment at which it
+//! sees the counter change.
 
 use crate::context::wait;
 use anyhow::{Context as _, Result};
@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 const OUT: &str = "/tmp/draws";
 
-/// Starts the process, with these arguments.
+/// Starts the process, with these further arguments.
 pub fn start(vm: &Vm, more: &[&str]) -> Result<()> {
     let mut argv = vec!["contract", "draws", "--out", OUT];
     argv.extend(more);
@@ -25,12 +25,12 @@ pub fn start(vm: &Vm, more: &[&str]) -> Result<()> {
 pub struct Draws(Vec<(Duration, String)>);
 
 impl Draws {
-    /// Waits for what the process in `vm` draws.
+    /// Waits for the draws of the process in `vm`.
     pub fn of(vm: &Vm) -> Result<Self> {
         Self::of_file(vm, OUT, "/tmp/draws.err")
     }
 
-    /// The same, of a process that writes to these.
+    /// The same, of a process that writes to these files.
     pub fn of_file(vm: &Vm, out: &str, errors: &str) -> Result<Self> {
         let said = wait("the draws", || {
             let said = vm.shell(&format!("cat {out} 2>/dev/null || cat {errors}"))?;
@@ -39,7 +39,7 @@ impl Draws {
         said.parse().with_context(|| said)
     }
 
-    /// When, and what.
+    /// The time and the bytes of each draw.
     pub fn all(&self) -> impl Iterator<Item = (Duration, &str)> {
         self.0.iter().map(|(time, bytes)| (*time, &**bytes))
     }
@@ -61,15 +61,15 @@ impl FromStr for Draws {
 /// The share of equal draws in several clones.
 pub struct Same {
     clones: usize,
-    /// How many have something that another has, too.
+    /// How many clones have a draw that another clone also has.
     with: usize,
-    /// The most draws of one clone that another has, too.
+    /// The largest number of draws of one clone that other clones also have.
     pub most: usize,
-    /// When the last of them was.
+    /// The time of the last such draw.
     last: Duration,
 }
 
-/// When each clone drew, and whether that is what another drew, too.
+/// For each clone, the time of each draw, and whether its bytes were drawn more than once.
 pub fn marked(clones: &[Draws]) -> Vec<Vec<(Duration, bool)>> {
     let mut owners = BTreeMap::<&str, usize>::new();
     for (_, bytes) in clones.iter().flat_map(|Draws(draws)| draws) {

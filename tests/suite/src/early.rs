@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The early look: the ID is compared in ACPI's interrupt, which others have, too.
+//! The early look: the driver compares the ID in ACPI's interrupt, which it shares with other
+//! devices.
 
 use crate::{
     changes::Guest,
@@ -35,10 +36,10 @@ tests! {
     an_interrupt_for_others_costs_little [Tiny]
 }
 
-/// The GPE of CPUs that come and go.
+/// The GPE of CPU hotplug.
 const CPUS_GPE: &str = "/sys/firmware/acpi/interrupts/gpe02";
 
-/// The parameter that turns it off.
+/// The parameter that turns the early look off.
 const OFF: &str = "early_look=0";
 
 fn options() -> Options {
@@ -55,7 +56,7 @@ fn boot(context: &Context, options: Options) -> Result<Guest> {
     vmforks::boot(context, options).map(Guest::new)
 }
 
-/// The pids of the thread that applies the rule: it has the module's name.
+/// The process IDs of the driver's threads, which have the module's name.
 fn threads(vm: &Vm) -> Result<Vec<String>> {
     let name = kernel::driver(&kernel::default());
     lines(
@@ -78,8 +79,8 @@ fn irq(vm: &Vm) -> Result<u32> {
     Ok(irq.trim().parse()?)
 }
 
-/// A change that no interrupt tells of; then one that is for the power button. Returns how many IDs
-/// had been published before.
+/// Changes the counter while notifications are held back, then has the power button pressed, which
+/// raises ACPI's interrupt. Returns how many IDs had been published before the change.
 fn change_then_press(guest: &Guest) -> Result<u32> {
     notifications::hold(&guest.vm)?;
     let before = published(&guest.vm)?;
@@ -89,8 +90,8 @@ fn change_then_press(guest: &Guest) -> Result<u32> {
     Ok(before)
 }
 
-/// Expect that an interrupt of ACPI's that is for another device has the kernel reseeded, and that
-/// nothing is left to do then.
+/// Expect that an interrupt of ACPI's that is for another device makes the driver reseed, and that
+/// neither more interrupts nor the late notification make it reseed again.
 fn any_interrupt_of_acpi_will_do(context: &Context) -> Result<()> {
     let guest = boot(context, options())?;
     let before = change_then_press(&guest)?;
@@ -103,7 +104,7 @@ fn any_interrupt_of_acpi_will_do(context: &Context) -> Result<()> {
     no_splat(&guest.vm)
 }
 
-/// Expect that a notification reseeds that no interrupt has announced.
+/// Expect that a notification reseeds once for each new ID, without an interrupt.
 fn a_notification_without_an_interrupt_reseeds(context: &Context) -> Result<()> {
     let guest = boot(context, options())?;
     notifications::hold(&guest.vm)?;
@@ -119,6 +120,8 @@ fn a_notification_without_an_interrupt_reseeds(context: &Context) -> Result<()> 
     no_splat(&guest.vm)
 }
 
+/// Expect that with early_look=0 the driver does not share ACPI's interrupt, that an interrupt for
+/// another device does not reseed, and that the notification does.
 fn without_it_an_interrupt_for_others_does_nothing(context: &Context) -> Result<()> {
     let options = Options {
         parameter: vec![OFF.into()],
@@ -162,7 +165,8 @@ fn it_is_there_while_the_device_is_bound(context: &Context) -> Result<()> {
     no_splat(&vm)
 }
 
-/// Expect that the early look is there whichever CPUs are online.
+/// Expect that each change is published once, and that the driver has one thread, whichever CPUs
+/// are online.
 fn cpus_that_come_and_go_do_not_matter(context: &Context) -> Result<()> {
     let options = Options {
         smp: Some(3),
@@ -184,12 +188,12 @@ fn cpus_that_come_and_go_do_not_matter(context: &Context) -> Result<()> {
     no_splat(vm)
 }
 
-/// Expect that a CPU which a real-time process has to itself holds up neither a reseed nor an unbind.
+/// Expect that a real-time process that occupies a CPU delays neither a reseed nor an unbind.
 fn a_cpu_in_other_hands_holds_up_nobody(context: &Context) -> Result<()> {
     let guest = boot(context, options())?;
     let vm = &guest.vm;
-    // While ACPI's own thread is starved, no process can unbind its devices. The interrupt moves
-    // with the next one.
+    // While ACPI's own thread is starved, no process can unbind ACPI's devices. So the interrupt,
+    // and with it that thread, is moved to the other CPU. It moves at the next interrupt.
     vm.shell(&format!("echo 1 >/proc/irq/{}/smp_affinity", irq(vm)?))?;
     let before = published(vm)?;
     let reseeds = |expected| {
@@ -218,6 +222,8 @@ fn a_cpu_in_other_hands_holds_up_nobody(context: &Context) -> Result<()> {
     no_splat(vm)
 }
 
+/// Expect that 10,000 interrupts of the power button, and those of CPU hotplug meanwhile, publish
+/// no ID and lead to no call of the notifiers, and that all observers see the next change.
 fn ten_thousand_other_interrupts_do_nothing(context: &Context) -> Result<()> {
     let cpus = 8;
     let options = Options {
@@ -245,7 +251,7 @@ fn ten_thousand_other_interrupts_do_nothing(context: &Context) -> Result<()> {
             pressed.store(true, Relaxed);
             pressing
         });
-        // CPUs come meanwhile.
+        // CPUs are added meanwhile.
         for n in 1..=cpus {
             let said = guest.vm.qmp(&human_monitor_command {
                 command_line: format!(
@@ -268,7 +274,7 @@ fn ten_thousand_other_interrupts_do_nothing(context: &Context) -> Result<()> {
     expect_count(&guest.vm, 0)?;
     expect_published(&guest.vm, known)?;
 
-    // All are there yet, and so is the next change.
+    // All observers still run, and see the next change.
     guest.change()?;
     others.await_line(&guest.vm, "all at 43")?;
     expect_published(&guest.vm, known + 1)?;
@@ -276,19 +282,20 @@ fn ten_thousand_other_interrupts_do_nothing(context: &Context) -> Result<()> {
     no_splat(&guest.vm)
 }
 
-/// Expect that ACPI's interrupt, and the thread that it wakes, continue while the vmfork notifiers
-/// wait for `rtnl_lock`.
+/// Expect that while the vmfork notifiers wait for `rtnl_lock`, the driver publishes new IDs and
+/// other handlers of ACPI's interrupt are called, and that the notifiers are called once for each
+/// ID when the lock is released.
 fn rtnl_in_other_hands_holds_up_no_interrupt(context: &Context) -> Result<()> {
     let guest = boot(context, options())?;
     let vm = &guest.vm;
     let holder = Background::rtnl_holder(vm)?;
     let before = published(vm)?;
     for n in 1..=3 {
-        // As at a restore.
+        // The counter changes while no CPU runs, as at a restore.
         vm.qmp(&stop {})?;
         guest.change()?;
         vm.qmp(&cont {})?;
-        // Nothing settles while that lock is held.
+        // `settle` would wait for that lock, so the number is checked directly.
         wait("an ID is published", || {
             Ok((published(vm)? == before + n).then_some(()))
         })?;
@@ -308,8 +315,8 @@ fn rtnl_in_other_hands_holds_up_no_interrupt(context: &Context) -> Result<()> {
     no_splat(vm)
 }
 
-/// Expect that the driver claims no interrupt, not even one at which it sees a new ID: the kernel
-/// counts interrupts that no handler claims, and shuts a line that has too many.
+/// Expect that the driver claims no interrupt, not even one at which it sees a new ID. The kernel
+/// counts interrupts that no handler claims, and disables a line that has too many.
 fn it_claims_no_interrupt(context: &Context) -> Result<()> {
     let guest = boot(context, options())?;
     let vm = &guest.vm;
@@ -320,7 +327,10 @@ fn it_claims_no_interrupt(context: &Context) -> Result<()> {
     let first = unclaimed()?;
     vmforks::interrupt(vm, 10)?;
     let second = unclaimed()?;
-    ensure!(second != first, "it claims an unclaimed interrupt: {first}");
+    ensure!(
+        second != first,
+        "the driver claims an interrupt for another device: {first}"
+    );
 
     notifications::hold(vm)?;
     vm.shell("sleep 1")?;
@@ -330,12 +340,13 @@ fn it_claims_no_interrupt(context: &Context) -> Result<()> {
     let third = unclaimed()?;
     ensure!(
         third != second,
-        "it claims an unclaimed interrupt: {second}"
+        "the driver claims the interrupt at which it sees a new ID: {second}"
     );
     expect_published(vm, before + 1)
 }
 
-/// Buttons and changes at any moment, while the device comes and goes.
+/// Expect that the last ID has been reseeded for, and that the notifiers were called at most once
+/// for each ID (and 5 %), after interrupts and changes at any moment while the device was rebound.
 fn unbinding_in_the_middle_of_interrupts_loses_nothing(context: &Context) -> Result<()> {
     let guest = boot(context, options())?;
     let driver = driver();
@@ -362,8 +373,8 @@ fn unbinding_in_the_middle_of_interrupts_loses_nothing(context: &Context) -> Res
     guest.check(&["contract", "counter"])?;
     settle(&guest.vm)?;
     let reseeds = count(&guest.vm)?;
-    // An ID that is seen half written costs one more, rarely; a driver that was unbound for two of
-    // them has missed one.
+    // An ID that is seen half written causes one more call, rarely. A driver that was unbound
+    // during two changes has seen only the second.
     ensure!(
         (1..=changes + changes / 20 + 1).contains(&reseeds),
         "{reseeds} calls of the notifiers for {changes} new IDs"
@@ -375,7 +386,8 @@ fn unbinding_in_the_middle_of_interrupts_loses_nothing(context: &Context) -> Res
     no_splat(&guest.vm)
 }
 
-/// A machine like this one, but its FADT has the flag that says that there is no SCI.
+/// Expect that on a machine whose FADT says that it has no SCI, the driver logs one line about the
+/// missing early look, and a read is still a barrier.
 fn hardware_reduced_acpi_has_no_early_look(context: &Context) -> Result<()> {
     const REVISION: usize = 24;
     const CHECKSUM: usize = 9;
@@ -384,7 +396,8 @@ fn hardware_reduced_acpi_has_no_early_look(context: &Context) -> Result<()> {
     let mut fadt = vm.exec(["cat", "/sys/firmware/acpi/tables/FACP"])?.stdout;
     ensure!(fadt.len() >= FLAGS + 4, "a FADT of {} bytes", fadt.len());
     drop(vm);
-    // HW_REDUCED_ACPI is bit 20. The kernel takes a newer one only.
+    // HW_REDUCED_ACPI is bit 20 of the flags. The kernel replaces a table only by one with a higher
+    // OEM revision.
     fadt[FLAGS + 2] |= 1 << 4;
     fadt[REVISION] += 1;
     let sum = fadt.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
@@ -405,7 +418,7 @@ fn hardware_reduced_acpi_has_no_early_look(context: &Context) -> Result<()> {
         told == 1 && log.contains("hardware-reduced ACPI has no SCI"),
         "the kernel's log: {log}"
     );
-    // There is no notification either; the barrier holds.
+    // Without the SCI, there is no notification either. The barrier still holds.
     await_random(&vm)?;
     vm.set_genctr(43)?;
     let before = generation(&vm)?;
@@ -415,7 +428,8 @@ fn hardware_reduced_acpi_has_no_early_look(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// In guest instructions.
+/// Expect that the early look adds between 1 and 40 guest instructions to an interrupt for another
+/// device.
 fn an_interrupt_for_others_costs_little(context: &Context) -> Result<()> {
     let cost = |parameter: &str| -> Result<u32> {
         let options = Options {

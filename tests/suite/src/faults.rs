@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Fault injection, in the guest kernel that can: every allocation and every
-//! registration of probe, open and the calls on an open file fails once.
+//! Fault injection, in the guest kernel that has it: each allocation and each registration of
+//! probe, of open and of the calls on an open file fails once.
 
 use crate::{
     context::{Context, driver, genctr, no_node, no_splat},
@@ -20,7 +20,7 @@ tests! {
     each_registration_that_fails_has_its_outcome (20 min)
 }
 
-/// A guest in which nothing else fails, and no injected fault says so.
+/// Boots a guest in which faults are injected only on request, and the kernel does not log them.
 fn boot(context: &Context, options: Options) -> Result<Vm> {
     let vm = vmforks::boot(
         context,
@@ -45,10 +45,11 @@ fn boot(context: &Context, options: Options) -> Result<Vm> {
     Ok(vm)
 }
 
-/// Nothing has leaked, kmemleak still runs, and the kernel has reported nothing.
+/// Checks that no memory has leaked, that kmemleak still runs, and that the kernel has reported
+/// nothing.
 fn clean(vm: &Vm) -> Result<()> {
-    // What is younger than five seconds counts as in use, and what changes
-    // between two looks does, too.
+    // kmemleak takes an object for one in use if it is younger than five seconds, or if it has
+    // changed between two scans.
     let leaks =
         "cd /sys/kernel/debug; for _ in 1 2; do sleep 6; echo scan >kmemleak; done; cat kmemleak";
     let leaks = Background::start(vm, leaks)?.end(vm)?;
@@ -59,7 +60,8 @@ fn clean(vm: &Vm) -> Result<()> {
     no_splat(vm)
 }
 
-/// How many faults a walk has injected, by its report, in which each of `outcomes` has to be.
+/// Returns how many faults a walk has injected, from its report, and checks that the report has
+/// each of `outcomes`.
 fn faults(said: &str, outcomes: &[&str]) -> Result<u32> {
     let count = said
         .lines()
@@ -71,11 +73,11 @@ fn faults(said: &str, outcomes: &[&str]) -> Result<u32> {
     count.with_context(|| said.to_string())
 }
 
-/// A walk through the faults of a probe.
+/// Expect that the faults of a probe lead to each of the allowed outcomes and to no other, that the
+/// next bind works, and that nothing leaks.
 ///
-/// The device is that of a table in which the objects are plain names: where an
-/// allocation fails while a method stores a package into a local, as QEMU's
-/// does, ACPICA itself follows a null pointer
+/// The ACPI objects of the device are plain names. Where an allocation fails while a method stores
+/// a package into a local, as QEMU's does, ACPICA itself follows a null pointer
 /// (acpi_ut_update_object_reference(), 7.3.4).
 fn probes(context: &Context, walk: &str, floor: u32) -> Result<()> {
     let (_tables, options) = firmware::plain(context)?;
@@ -92,14 +94,19 @@ fn probes(context: &Context, walk: &str, floor: u32) -> Result<()> {
     clean(&vm)
 }
 
+/// Expect that each fault of the first probe after a load of the module is unwound, as in
+/// [`probes`].
 fn each_fault_of_a_first_probe_is_unwound(context: &Context) -> Result<()> {
     probes(context, "first-bind", 40)
 }
 
+/// Expect the same of each fault of a later probe.
 fn each_fault_of_a_probe_is_unwound(context: &Context) -> Result<()> {
     probes(context, "bind", 30)
 }
 
+/// Expect that open, mmap, poll and epoll succeed, or fail with ENOMEM, EFAULT or EINVAL, at each
+/// fault, that the next call works, and that nothing leaks.
 fn each_fault_of_a_call_is_unwound(context: &Context) -> Result<()> {
     let vm = boot(context, genctr(42))?;
     for (call, floor, errno) in [
@@ -115,6 +122,8 @@ fn each_fault_of_a_call_is_unwound(context: &Context) -> Result<()> {
     clean(&vm)
 }
 
+/// Expect that a read and a readv of a new counter are EFAULT at each fault, and that poll reports
+/// the file as readable until a read succeeds.
 fn a_read_that_faults_leaves_poll_as_it_was(context: &Context) -> Result<()> {
     let mut vm = boot(context, genctr(42))?;
     for (call, before) in [("read", 42), ("readv", 43)] {
@@ -127,8 +136,8 @@ fn a_read_that_faults_leaves_poll_as_it_was(context: &Context) -> Result<()> {
     clean(&vm)
 }
 
-/// A function that fails at its `nth` call with `error` (none: as it does), in
-/// an insmod or a bind, and what comes of that.
+/// A function that fails at its `nth` call in an insmod or a bind, and the outcome. `error` is the
+/// errno that it returns; with `None` it fails in its own manner, by a null pointer or a status.
 struct Failing {
     function: &'static str,
     error: Option<i32>,
@@ -141,6 +150,8 @@ const ENOMEM: i32 = 12;
 const EBUSY: i32 = 16;
 const EINVAL: i32 = 22;
 
+/// Expect that each registration that fails leads to the outcome in its row, that the next load or
+/// bind works, and that mmap is ENOMEM where the kernel's function fails.
 fn each_registration_that_fails_has_its_outcome(context: &Context) -> Result<()> {
     let vm = boot(context, genctr(42))?;
     let failing = |function, error, nth, bind, outcome| Failing {
@@ -161,7 +172,7 @@ fn each_registration_that_fails_has_its_outcome(context: &Context) -> Result<()>
             insmod,
             "not bound, 12",
         ),
-        // The ID's, then the counter's.
+        // The first call maps the ID, the second one the counter.
         failing("memremap", None, 1, insmod, "not bound"),
         failing("memremap", None, 2, insmod, without),
         failing("memremap", None, 1, bind, without),
@@ -200,7 +211,7 @@ fn each_registration_that_fails_has_its_outcome(context: &Context) -> Result<()>
         fail(&vm, failing).with_context(|| format!("{function}, call {}", failing.nth))?;
     }
 
-    // The one of mmap.
+    // The function that mmap calls.
     inject(&vm, "vm_iomap_memory", Some(ENOMEM), 1)?;
     let output = vm.exec(["contract", "counter"])?;
     let said = String::from_utf8_lossy(&output.stdout);
@@ -231,7 +242,7 @@ fn fail(vm: &Vm, failing: &Failing) -> Result<()> {
     if !failing.outcome.ends_with("one line") {
         no_node(vm)?;
     }
-    // The next one works.
+    // The next probe works.
     if failing.bind {
         vm.shell(&format!("{unbind} 2>/dev/null; contract probe --bind"))?;
     } else {
@@ -246,7 +257,7 @@ fn expect_works(vm: &Vm) -> Result<()> {
     Ok(())
 }
 
-/// Has a function fail once, for any caller.
+/// Makes a function fail once, whichever the caller.
 fn inject(vm: &Vm, function: &str, error: Option<i32>, nth: u32) -> Result<()> {
     let retval = error.map_or(String::new(), |errno| {
         format!("printf %#x -{errno} >{function}/retval;")
@@ -260,7 +271,7 @@ fn inject(vm: &Vm, function: &str, error: Option<i32>, nth: u32) -> Result<()> {
     .map(drop)
 }
 
-/// It has, and does no more.
+/// Checks that the function has failed, and ends the injection.
 fn injected(vm: &Vm, function: &str) -> Result<()> {
     let left = vm.shell(&format!(
         "cd /sys/kernel/debug/fail_function; echo 0 >probability; echo '!{function}' >inject; cat times"

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Hostile firmware: tables with every malformation that we can think of, a
-//! device in each, and what the driver makes of it: what the contract says, in
-//! one line of the kernel's log, and nothing that spoils another device.
+//! Malformed firmware. Each table has one device with one malformation. The driver has to do what
+//! the contract says, in one line of the kernel's log, and another device must not be affected.
 //!
-//! All tables for a kind of machine are in one guest, in which the system binds nothing: each test
-//! loads the module, binds its device, looks, and takes it all back. In one more guest the system
-//! binds them all at boot.
+//! All tables for a kind of machine are in one guest, in which the system binds no device. Each
+//! test loads the module, binds its device, checks the outcome, and undoes all of this. In one more
+//! guest, the system binds all devices at boot.
 
 mod guest;
 mod rows;
@@ -45,8 +44,8 @@ const SCENARIOS: &[Scenario] = &[
 const NOT_SHARED: &str = "no early look at the generation ID, the notification has to do: \
     the SCI cannot be shared";
 
-/// A guest's options with a sound device, whose objects are no methods. The
-/// tables are needed until it is booted.
+/// The options of a guest with a valid device, whose ACPI objects are plain names and not methods.
+/// The caller keeps the tables until the guest has booted.
 pub fn plain(context: &Context) -> Result<(Tables, Options)> {
     let mut rows = Machine::Pc.rows();
     rows.retain(|row| row.name == "sound_names");
@@ -66,8 +65,8 @@ pub fn trials() -> Result<Vec<Trial>> {
             let boot = move |context: &Context| Guest::boot(context, machine);
             trials.push(shared.trial(format!("firmware::{name}"), on.to_vec(), boot, test));
         };
-        // The kernel's own driver evaluates ADDR first, when the machine boots. It warns, and one
-        // row stops the machine.
+        // The kernel's own driver evaluates ADDR first, when the machine boots. It logs warnings,
+        // and one of the rows stops the machine.
         let on: &[On] = match machine {
             Machine::PcAddr => &[On::NotBuiltin],
             _ => &[],
@@ -79,7 +78,8 @@ pub fn trials() -> Result<Vec<Trial>> {
             }
         }
         if machine == Machine::Pc {
-            // They count reseeds, and the kernel's own driver also reseeds; or change ADDR.
+            // These tests count reseeds, while the kernel's own driver also reseeds, or they change
+            // ADDR.
             for &(name, scenario) in SCENARIOS {
                 trial(
                     name,
@@ -92,26 +92,31 @@ pub fn trials() -> Result<Vec<Trial>> {
     Ok(trials)
 }
 
-/// A test with the module loaded anew: it knows no device yet.
+/// Runs a test between a load and an unload of the module, which then knows no device yet.
 fn loaded(guest: &Guest, test: impl FnOnce(&Guest) -> Result<()>) -> Result<()> {
     guest.load()?;
     test(guest)?;
     guest.unload()
 }
 
+/// Expect that the rows about `ADDR` have their outcomes where the system binds all devices at
+/// boot.
 fn all_of_addr_at_boot(context: &Context) -> Result<()> {
     all_at_boot(context, Machine::PcAddr)
 }
 
+/// Expect the same of the other rows of a PC.
 fn all_others_at_boot(context: &Context) -> Result<()> {
     all_at_boot(context, Machine::Pc)
 }
 
+/// Expect the same of the rows of a Q35.
 fn all_of_a_q35_at_boot(context: &Context) -> Result<()> {
     all_at_boot(context, Machine::Q35)
 }
 
-/// The firmware changes the ID and the counter, and notifies.
+/// Expect that a notification which the firmware's method sends, after it has changed the ID and
+/// the counter, reseeds the kernel once, and that the new counter is read, three times.
 fn notification(guest: &Guest) -> Result<()> {
     let device = guest.find("notifying")?;
     guest.expect(device, &Outcome::Node)?;
@@ -119,8 +124,9 @@ fn notification(guest: &Guest) -> Result<()> {
     for n in 1..=3 {
         // Reading the attribute runs the method.
         let attribute = format!("/sys/bus/acpi/devices/{}/sun", guest.device(device));
-        // Not into a pipe: `cat` would hold its lock all the time, for minutes where the kernel is
-        // slow, and the reader would be reported as hung.
+        // The output goes to a file: while the method runs, `cat` would hold the lock of a pipe,
+        // for minutes where the kernel is slow, and the kernel would report the pipe's reader as
+        // hung.
         guest.vm.shell(&format!("cat {attribute} >/tmp/sun"))?;
         wait("a reseed", || {
             Ok((reseeds(&guest.vm)? >= before + n).then_some(()))
@@ -133,28 +139,30 @@ fn notification(guest: &Guest) -> Result<()> {
     guest.unbind(device)
 }
 
-/// The firmware notifies 10,000 times, and changes the ID 20 times meanwhile.
+/// Expect that 10,000 notifications from the firmware, with 20 changes of the ID among them, reseed
+/// at most once for each ID, and that the driver has seen the last ID.
 fn storm(guest: &Guest) -> Result<()> {
     let device = guest.find("storming")?;
     guest.expect(device, &Outcome::Node)?;
     let before = settled_reseeds(&guest.vm)?;
     let attribute = format!("/sys/bus/acpi/devices/{}/sun", guest.device(device));
-    // Not into a pipe: `cat` would hold its lock all the time, for minutes where the kernel is
-    // slow, and the reader would be reported as hung.
+    // The output goes to a file: while the method runs, `cat` would hold the lock of a pipe, for
+    // minutes where the kernel is slow, and the kernel would report the pipe's reader as hung.
     guest.vm.shell(&format!("cat {attribute} >/tmp/sun"))?;
     // This waits for the handlers that are under way.
     guest.unbind(device)?;
     let count = settled_reseeds(&guest.vm)? - before;
     ensure!((1..=20).contains(&count), "{count} reseeds for 20 new IDs");
 
-    // The last one was seen: nothing is left to do.
+    // The driver has seen the last ID, so a new bind does not reseed.
     guest.expect(device, &Outcome::Node)?;
     counter(&guest.vm)?;
     expect_reseeds(&guest.vm, before + count)?;
     guest.unbind(device)
 }
 
-/// `ADDR` says something else each time.
+/// Expect that each bind evaluates the objects anew: they give valid addresses, then RAM, then an
+/// ID in the counter's page, then valid addresses again.
 fn moving(guest: &Guest) -> Result<()> {
     let device = guest.find("moving")?;
     guest.expect(device, &Outcome::Node)?;
@@ -168,15 +176,16 @@ fn moving(guest: &Guest) -> Result<()> {
     guest.unbind(device)
 }
 
-/// The same tables, and QEMU's own device, without a guest program that looks after them: the
-/// module is loaded when the machine boots.
+/// Expect that each row has its outcome where the module is loaded at boot and the system binds all
+/// devices, and that QEMU's own device has the node and works.
 fn all_at_boot(context: &Context, machine: Machine) -> Result<()> {
     let guest = Guest::boot_all(context, machine)?;
-    // Without the time.
+    // The lines without their time stamps.
     let mut log = lines(&guest.vm, "dmesg | sed 's/^[^]]*] //'")?;
     let bound = lines(&guest.vm, "ls /sys/bus/platform/drivers/vmgenid")?;
 
-    // ACPI's interrupt has room for 64, of which ACPI is one. The others have to do without.
+    // At most 64 handlers can share ACPI's interrupt, and ACPI has one of them. Devices beyond that
+    // have no early look.
     let all = log.len();
     log.retain(|line| !line.ends_with(NOT_SHARED));
     let devices = bound.iter().filter(|name| name.contains(':')).count();
@@ -190,7 +199,7 @@ fn all_at_boot(context: &Context, machine: Machine) -> Result<()> {
         all - log.len()
     );
     for (n, row) in guest.rows.iter().enumerate() {
-        // QEMU's own device is looked at first, and has the node.
+        // The system binds QEMU's own device first, so that device has the node.
         let second = Outcome::Reseeds(Some(SECOND.into()));
         let outcome = match row.beside.as_ref().unwrap_or(&row.outcome) {
             Outcome::Various => continue,

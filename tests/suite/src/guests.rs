@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Guests without a counter, under the hypervisors that people have, and with the other
+//! Guests under stock QEMU, guests without a counter or without a device, and guests with the other
 //! module.
 
 use crate::{
     context::{
-        Context, await_random, blob, counter, driver, expect_counter, expect_reseeds, genctr,
+        Context, addresses, await_random, counter, driver, expect_counter, expect_reseeds, genctr,
         id_in_memory, lines, no_node, no_splat, settled_reseeds, wait,
     },
     promises, tests,
@@ -43,6 +43,8 @@ fn reseeds_without_a_node(context: &Context, options: Options) -> Result<()> {
     no_splat(&clone)
 }
 
+/// Expect that under stock QEMU the driver binds the device, makes no node and logs nothing about
+/// CTRA, and that it reseeds once in a clone.
 fn under_stock_qemu_the_driver_reseeds_and_has_no_node(context: &Context) -> Result<()> {
     reseeds_without_a_node(
         context,
@@ -53,6 +55,7 @@ fn under_stock_qemu_the_driver_reseeds_and_has_no_node(context: &Context) -> Res
     )
 }
 
+/// Expect the same under the patched QEMU without `genctr`.
 fn without_a_counter_the_driver_reseeds_and_has_no_node(context: &Context) -> Result<()> {
     reseeds_without_a_node(
         context,
@@ -63,6 +66,8 @@ fn without_a_counter_the_driver_reseeds_and_has_no_node(context: &Context) -> Re
     )
 }
 
+/// Expect that without a device the module is loaded and makes no node, and that it can be loaded
+/// again.
 fn without_the_device_the_module_loads_and_waits(context: &Context) -> Result<()> {
     let vm = context.boot(Options {
         no_device: true,
@@ -79,8 +84,9 @@ fn without_the_device_the_module_loads_and_waits(context: &Context) -> Result<()
     no_splat(&vm)
 }
 
+/// Expect that 0 and the largest number are counters like any other, in a read and in the mapping.
 fn the_counter_needs_no_second_look(context: &Context) -> Result<()> {
-    // All values are values: also 0, and the largest.
+    // Both ends of the range are valid counters.
     for value in [0, u32::MAX] {
         let vm: Vm = context.boot(genctr(value))?;
         let said = vm.shell("contract counter")?;
@@ -92,8 +98,9 @@ fn the_counter_needs_no_second_look(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Expect KTAP of `contract run`: all promises kept; "not ok" with another device in the node's place;
-/// a skip without the node.
+/// Expect that `contract run` prints KTAP and exits with 0 where all promises are kept, with 1 and
+/// "not ok" for most promises where the node is another device, and with 4 and a skip where there
+/// is no node.
 fn the_promises_run_as_a_kernel_selftest(context: &Context) -> Result<()> {
     let vm = context.boot(genctr(42))?;
     let run = |script: &str| -> Result<(u8, Vec<String>)> {
@@ -125,7 +132,8 @@ fn the_promises_run_as_a_kernel_selftest(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// On a kernel that has its own driver built in.
+/// Expect that vmgenid.ko is not loaded, because of a missing symbol, on a kernel that has its own
+/// driver built in, and that `vmgenctr` still works.
 fn beside_vmgenctr_the_other_module_is_refused(context: &Context) -> Result<()> {
     let other = context.top.join("out/tiny/vmgenid.ko");
     let vm = context.boot(Options {
@@ -204,11 +212,11 @@ fn the_pages_are_cached(context: &Context) -> Result<()> {
         let said = vm.shell("cat /tmp/spin 2>/dev/null || true")?;
         Ok(said.contains("spinning").then_some(()))
     })?;
-    let blob = u64::from(blob(&vm)?);
+    let [id, counter] = addresses(&vm)?.map(|address| u64::from(address) & !4095);
     vm.shell("mount -t debugfs debugfs /sys/kernel/debug")?;
     let list = lines(&vm, "cat /sys/kernel/debug/x86/pat_memtype_list")?;
     // Only the kernel maps the ID's page. The kernel and the process map the counter's page.
-    for (page, times) in [(blob, 1), (blob + 4096, 2)] {
+    for (page, times) in [(id, 1), (counter, 2)] {
         let range = format!("{page:#018x}-{:#018x}]", page + 4096);
         let types: Vec<_> = list.iter().filter(|line| line.contains(&range)).collect();
         ensure!(

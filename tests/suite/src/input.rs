@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Guests in which what the driver needs of the kernel is missing, is another thing, or is not ready
-//! yet; and changes that come while the device, the module or the machine goes away.
+//! Guests in which `/dev/random` is missing or is another file, or in which the kernel's generator
+//! is not ready yet; and changes that come while the device is unbound, the module is unloaded or
+//! the machine is suspended.
 
 use crate::{
     context::{
@@ -24,24 +25,23 @@ tests! {
 
 const FIRST: u32 = 42;
 
-/// What to make of a `/dev` of one's own: without a device of that name, and with other things in
-/// its place.
+/// Files in the place of `/dev/random`, in a private `/dev`, and the command that makes each.
 const OTHERS: [(&str, &str); 7] = [
     ("no /dev/random", "true"),
     ("a regular file", "echo random >/dev/random"),
     ("a folder", "mkdir /dev/random"),
     ("a FIFO", "mkfifo /dev/random"),
     ("/dev/null", "mknod /dev/random c 1 3"),
-    // The same name, with an unused number.
+    // A character device with an unused number.
     ("a device that is not there", "mknod /dev/random c 1 250"),
     ("a block device", "mknod /dev/random b 1 8"),
 ];
 
-/// Loads the module where `/dev` is that one. What insmod says, and the lines that the driver adds
-/// to the log.
+/// Loads the module with a private `/dev`, in which `make` is executed. Returns whether insmod
+/// succeeds, and the lines that the driver adds to the log.
 fn load(vm: &Vm, make: &str) -> Result<(bool, Vec<String>)> {
     let name = kernel::driver(&kernel::default());
-    // Not for ever: a driver that opened a FIFO would wait for a writer.
+    // insmod has a time limit: a driver that opened a FIFO would wait for a writer.
     let script = format!(
         "mount -t tmpfs dev /dev && {make} && dmesg -c >/dev/null; \
          timeout -s KILL 20 insmod /vmgenid.ko; loaded=$?; umount -l /dev; exit $loaded"
@@ -49,8 +49,8 @@ fn load(vm: &Vm, make: &str) -> Result<(bool, Vec<String>)> {
     let loaded = vm.exec(["sh", "-c", &script])?;
     let said = lines(
         vm,
-        // The first out-of-tree module is told, once. What insmod cannot load it tries to load again,
-        // by another system call.
+        // The kernel logs once that an out-of-tree module taints it. If insmod fails, it tries
+        // again by another system call, so lines come twice.
         &format!("dmesg | sed 's/^[^]]*] //' | grep {name} | grep -v taints | uniq"),
     )?;
     Ok((loaded.status.success(), said))
@@ -67,11 +67,11 @@ fn boot(context: &Context) -> Result<Vm> {
     Ok(vm)
 }
 
-/// Expect that `vmgenid`, where `/dev/random` is not the kernel's generator when it is loaded, says
-/// so in one line, and reseeds by `add_vmfork_randomness()` within the rule.
+/// Expect that `vmgenid`, loaded where `/dev/random` is not the kernel's generator, logs one line
+/// more than usual, and reseeds once for a notification and once for a read alone.
 fn vmgenid_falls_back_where_dev_random_is_another_thing(context: &Context) -> Result<()> {
     let mut vm = boot(context)?;
-    // The message in any case.
+    // The lines that the driver logs in any case.
     let (loaded, usual) = load(&vm, "mknod /dev/random c 1 8")?;
     ensure!(loaded, "not loaded: {usual:?}");
     vm.shell("rmmod vmgenid")?;
@@ -83,7 +83,7 @@ fn vmgenid_falls_back_where_dev_random_is_another_thing(context: &Context) -> Re
             "{what}: loaded: {loaded}; it says {said:?}, and {usual:?} in any case"
         );
         eprintln!("{what}: {said:?}");
-        // By a notification, then by a read alone.
+        // First for a notification, then for a read while notifications are held back.
         let before = settled_reseeds(&vm)?;
         value += 1;
         vm.set_genctr(value)?;
@@ -108,8 +108,8 @@ fn vmgenid_falls_back_where_dev_random_is_another_thing(context: &Context) -> Re
     no_splat(&vm)
 }
 
-/// Expect that `vmgenctr`, where `/dev/random` is not the kernel's generator when it is loaded,
-/// refuses to be loaded and says why in one line.
+/// Expect that `vmgenctr` is not loaded where `/dev/random` is not the kernel's generator, that it
+/// logs one line and makes no node, and that it can be loaded afterwards.
 fn vmgenctr_refuses_where_dev_random_is_another_thing(context: &Context) -> Result<()> {
     let vm = boot(context)?;
     for (what, make) in OTHERS {
@@ -131,8 +131,9 @@ fn vmgenctr_refuses_where_dev_random_is_another_thing(context: &Context) -> Resu
     no_splat(&vm)
 }
 
-/// Expect that a restore is a change like any other before the kernel's generator is ready: a read
-/// returns the new counter, and draws after the generator is ready depend on the ID.
+/// Expect that before the kernel's generator is ready, a read returns the new counter without
+/// waiting, that clones draw different bytes once it is ready, and that a later change reseeds
+/// once.
 fn a_generator_that_is_not_ready_yet_gets_the_id(context: &Context) -> Result<()> {
     let options = Options {
         smp: Some(2),
@@ -150,7 +151,7 @@ fn a_generator_that_is_not_ready_yet_gets_the_id(context: &Context) -> Result<()
     let mut draws = BTreeSet::new();
     for value in FIRST + 1..=FIRST + 4 {
         let clone = vm.clone_from(&snapshot, Some(value), None)?;
-        // Bounded: none of these waits for the generator.
+        // The test's deadline bounds this: the read must not wait for the generator.
         let said = Background::start(&clone, "exec contract counter")?.end(&clone)?;
         ensure!(
             said == format!("read {value}, mapped {value}"),
@@ -160,10 +161,10 @@ fn a_generator_that_is_not_ready_yet_gets_the_id(context: &Context) -> Result<()
             !is_ready(&clone)?,
             "the generator was ready before the read"
         );
-        // Without help: a seed of the host's would make the difference.
+        // The generator becomes ready without the host's seed, which would make the clones differ.
         clone.shell("head -c 1 /dev/random >/dev/null")?;
         draws.insert(clone.shell("head -c 32 /dev/random | od -An -tx1")?);
-        // From now on it reseeds as ever.
+        // From now on, a change reseeds as usual.
         let before = settled_reseeds(&clone)?;
         let mut clone = clone;
         clone.set_genctr(value + 100)?;
@@ -174,8 +175,9 @@ fn a_generator_that_is_not_ready_yet_gets_the_id(context: &Context) -> Result<()
     Ok(())
 }
 
-/// Expect that ten thousand changes, in the middle of which the device is unbound, the module is
-/// unloaded and the machine is suspended, end with the last one reseeded for.
+/// Expect that after each of four times 2,500 changes, during which processes read, the device is
+/// rebound, the module is reloaded or the machine is suspended, a read returns the last counter and
+/// nothing is left to reseed for.
 fn ten_thousand_changes_are_outlived(context: &Context) -> Result<()> {
     let options = Options {
         smp: Some(2),
@@ -198,7 +200,7 @@ fn ten_thousand_changes_are_outlived(context: &Context) -> Result<()> {
         ),
         (
             "suspends",
-            // Five seconds in which no process runs.
+            // Each suspend keeps all processes frozen for five seconds.
             "echo freezer >/sys/power/pm_test; while true; do echo freeze >/sys/power/state; done 2>&1"
                 .into(),
         ),
@@ -213,12 +215,12 @@ fn ten_thousand_changes_are_outlived(context: &Context) -> Result<()> {
         }
         value += changes;
         if what == "suspends" {
-            // Killed while it is frozen, it ends when it is thawed.
+            // A process that is killed while it is frozen ends when it is thawed.
             vm.shell("sleep 6")?;
         }
         let said = background.kill(&vm)?;
         ensure!(said.is_empty(), "{what}: {said}");
-        // All earlier operations have ended.
+        // The sleep lets operations end that are still under way.
         vm.shell(&format!(
             "sleep 1; rmmod {name} 2>/dev/null; insmod /vmgenid.ko sysgenid=1"
         ))?;

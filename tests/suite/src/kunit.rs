@@ -11,7 +11,7 @@ use harness::{Add, Options};
 use std::{fs, path::Path};
 
 tests! {
-    every_unit_of_the_driver_passes_its_tests
+    every_unit_of_the_driver_passes_its_tests [AlsoArm64]
 }
 
 /// How many tests the driver's sources have.
@@ -29,6 +29,8 @@ fn written(folder: &Path) -> Result<usize> {
     Ok(tests)
 }
 
+/// Expect that each KUnit test in the driver's sources passes and none is skipped, and that the
+/// module with the tests works as the driver.
 fn every_unit_of_the_driver_passes_its_tests(context: &Context) -> Result<()> {
     let module = Add {
         host: context.module("kunit.ko"),
@@ -40,7 +42,7 @@ fn every_unit_of_the_driver_passes_its_tests(context: &Context) -> Result<()> {
         append: vec!["kunit.enable=1".into(), "kunit.autorun=1".into()],
         ..genctr(42)
     })?;
-    // What the kernel has to test of its own is done by now.
+    // The kernel's own KUnit tests have ended by now.
     let tap = vm.shell("dmesg -c >/dev/null; insmod /kunit.ko && dmesg")?;
     // "[    1.0]     ok 3 name" is a test, "[    1.0] ok 1 name" a suite of tests.
     let lines: Vec<_> = tap
@@ -63,7 +65,7 @@ fn every_unit_of_the_driver_passes_its_tests(context: &Context) -> Result<()> {
         passed == expected && skipped == 0,
         "{passed} passed, {skipped} of them skipped; {expected} are written:\n{tap}"
     );
-    // Loaded as it is, it is the driver.
+    // The module with the tests is also the driver.
     let said = vm.shell("contract counter")?;
     ensure!(said.trim() == "read 42, mapped 42", "{said}");
     Ok(())

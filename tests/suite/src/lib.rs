@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The tests: each boots the machines it needs, or shares one, and looks at what the guest says.
-//! The benchmark (tests/bench) uses the public items.
+//! The test suite. Each test boots the machines that it needs, or shares one with other tests, and
+//! checks what the guest reports. The benchmark (tests/bench) uses the public items.
 
 pub mod age;
 mod awslc;
@@ -13,6 +13,7 @@ mod contention;
 pub mod context;
 mod deadline;
 mod debian;
+mod device_tree;
 pub mod draws;
 mod early;
 mod faults;
@@ -58,11 +59,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How many minutes a test may take with the tiny kernel, unless its table says another number.
-/// What takes longer has gone wrong.
+/// How many minutes a test may take with the tiny kernel, unless its table says another number. A
+/// test that takes longer has failed.
 const MINUTES: u32 = 10;
 
-/// Runs the tests that the command line says.
+/// Runs the tests that the command line selects.
 pub fn main() -> ExitCode {
     suite(Arguments::from_args()).unwrap_or_else(|err| {
         eprintln!("suite: {err:#}");
@@ -71,7 +72,7 @@ pub fn main() -> ExitCode {
 }
 
 fn suite(mut args: Arguments) -> Result<ExitCode> {
-    // Ctrl-C ends each test with an error, and its guests with it.
+    // Ctrl-C ends each test with an error, and ends its guests.
     harness::interrupt::catch()?;
     if !args.list {
         match harness::Vm::delete_abandoned(&harness::Host::from_env()?) {
@@ -81,15 +82,16 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
             Err(err) => eprintln!("suite: cannot end the machines of a killed run: {err:#}"),
         }
     }
-    // Some tests spend their time waiting.
+    // Some tests spend most of their time waiting, so three run at a time.
     args.test_threads = args.test_threads.or(Some(3));
-    let tables: [&[Test]; 30] = [
+    let tables: [&[Test]; 31] = [
         age::TESTS,
         awslc::TESTS,
         checkers::TESTS,
         clones::TESTS,
         command::TESTS,
         debian::TESTS,
+        device_tree::TESTS,
         early::TESTS,
         firmware::TESTS,
         reseeds::TESTS,
@@ -129,16 +131,18 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
     let (mut trials, mut ignored, mut found) = (Vec::new(), Vec::new(), false);
     for Trial { name, on, run } in tests {
         let ignored_here = on::is_ignored(&on);
-        // The reason, where the test is shown as ignored.
+        // Shown beside the name of an ignored test: the command that runs it.
         let elsewhere = on.contains(&On::Debian) && ignored_here;
         let kind = if elsewhere { "make test-debian" } else { "" };
         let show = |test: Body| {
-            // A failure tells the whole chain of what led to it.
+            // The message has the whole chain of causes.
             let test = move || test().map_err(|err| format!("{err:#}").into());
             let trial = libtest_mimic::Trial::test(name.clone(), test);
             trial.with_kind(kind).with_ignored_flag(ignored_here)
         };
-        // In place of what does not run, so that nothing of that holds a shared guest.
+        // A test that does not run is replaced by one that does nothing. Otherwise its closure
+        // would keep a reference to a shared guest, and no test would be the last one to use that
+        // guest.
         let trial = show(Box::new(|| Ok(())));
         let (filtered, off) = (args.is_filtered_out(&trial), args.is_ignored(&trial));
         trials.push(if filtered || off { trial } else { show(run) });
@@ -160,7 +164,7 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
     Ok(conclusion.exit_code())
 }
 
-/// The content of out/failed is of this run.
+/// Empties out/failed, so that it has only the logs of this run.
 fn empty_failed() -> Result<()> {
     let Some(failed) = results::out().map(|out| out.join("failed")) else {
         return Ok(());
@@ -220,13 +224,14 @@ struct Test {
     name: &'static str,
     /// How long it may take with the tiny kernel.
     minutes: u32,
-    /// Where it runs: the words of the whole table, and of this test.
+    /// Where it runs: the words for the whole table, and those for this test.
     on: [&'static [On]; 2],
     run: fn(&Context) -> Result<()>,
 }
 
-/// A table of tests: the functions, by name. `name (20 min)` may take longer with the tiny kernel
-/// than [`MINUTES`]; `name [Tiny]` runs where [`On`] says, and so do all after a `[Tiny];`.
+/// A table of tests: the names of the functions. `name (20 min)` may take 20 minutes with the tiny
+/// kernel, instead of [`MINUTES`]. `name [Tiny]` runs only where [`On::Tiny`] says. A `[Tiny];` at
+/// the start applies to all tests of the table.
 macro_rules! tests {
     ($([$($all:ident),*];)? $($name:ident $(($minutes:literal min))? $([$($on:ident),*])?)*) => {
         const ALL_ON: &[crate::On] = &[$($(crate::On::$all),*)?];

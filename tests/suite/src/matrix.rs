@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Restores, in all the machines that people have and in all the ways that they
-//! do it: the same has to come of it.
+//! Restores on each kind of machine, in each way that QEMU offers. The promises are the same for
+//! all of them.
 
 use crate::{
     On, Trial,
@@ -25,18 +25,18 @@ tests! {
 /// The counter that the guests begin with.
 const FIRST: u32 = 42;
 
-/// The kernel takes another clock than the CPUs' TSC. With that one,
+/// Makes the kernel use another clock than the CPUs' TSC. With the TSC,
 ///
-/// - a guest with more CPUs than a busy host has can hang while it boots: the kernel
-///   watches the TSC, and CPU 0 waits there for the answer of a CPU that waits in
-///   `stop_machine()` for CPU 0 (`kernel/time/clocksource.c`);
-/// - the clock jumps when a snapshot is loaded into the QEMU that runs, by the time
-///   since the snapshot: the TSC of TCG never goes back (`cpu_ticks_prev` in
-///   `system/cpu-timers.c`). Unwatched, that is believed, and RCU reports a stall.
+/// - a guest with more CPUs than a busy host has can hang while it boots: the kernel watches the
+///   TSC, and CPU 0 waits for the answer of a CPU that itself waits for CPU 0, in
+///   `stop_machine()` (`kernel/time/clocksource.c`);
+/// - the clock jumps when a snapshot is loaded into the QEMU that runs, by the time since the
+///   snapshot was taken: TCG's TSC never goes back (`cpu_ticks_prev` in `system/cpu-timers.c`).
+///   A kernel that does not watch the TSC believes the jump, and RCU reports a stall.
 ///
-/// Nor the HPET, but ACPI's, which is a port: while one CPU sets the PCI devices up,
-/// an access of another one to memory-mapped registers can end in the wrong device,
-/// and QEMU with it.
+/// The HPET is off, so the kernel uses ACPI's clock, which is an I/O port. While one CPU sets up
+/// the PCI devices, an access of another CPU to memory-mapped registers can reach the wrong
+/// device, and QEMU ends.
 const CLOCK: &str = "tsc=unstable hpet=disable";
 
 /// One test for each machine.
@@ -70,7 +70,7 @@ pub fn trials() -> Vec<Trial> {
                 }
             }
         }
-        // A machine like Firecracker's. It has neither of the other clocks.
+        // A machine like Firecracker's. It has neither the HPET nor ACPI's clock.
         for source in [Source::Ctra, Source::Vmclock] {
             let options = Options {
                 machine: Machine::Microvm,
@@ -84,7 +84,8 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
-/// Restores a guest in each of the ways, one after the other.
+/// Expect that the promises of a restore hold after -loadvm, after snapshot-load and after a
+/// migration through a file, and that no process sees a change after a live migration.
 fn restores(context: &Context, options: Options) -> Result<()> {
     let mut warm = Warm::boot(context, options)?;
     let mut draws = Draws::default();
@@ -95,7 +96,7 @@ fn restores(context: &Context, options: Options) -> Result<()> {
     warm::check(&clone, &moment, 43, &mut draws).context("-loadvm")?;
     drop(clone);
 
-    // By snapshot-load, in the QEMU that is there.
+    // By snapshot-load, in the QEMU that runs.
     warm.vm.set_genctr(44)?;
     load_snapshot(&warm.vm, "s")?;
     warm.vm.qmp(&cont {})?;
@@ -114,7 +115,7 @@ fn restores(context: &Context, options: Options) -> Result<()> {
     await_arrival(&clone)?;
     warm::check(&clone, &moment, 45, &mut draws).context("migration through a file")?;
 
-    // By live migration: that is the same machine, and no clone.
+    // By live migration: the machine stays the same one, so it keeps its counter and its ID.
     live_migration(context, warm.in_another(clone), folder.path()).context("live migration")
 }
 
@@ -126,7 +127,7 @@ fn arriving(warm: &Warm, uri: &str) -> Result<Options> {
     Ok(options)
 }
 
-/// Waits until a machine has arrived, and lets it run.
+/// Waits until the migration has completed, and starts the machine.
 fn await_arrival(vm: &Vm) -> Result<()> {
     wait("the migration", || {
         let status = vm.qmp(&qmp::query_migrate {})?.status;
@@ -155,14 +156,15 @@ pub fn load_snapshot(vm: &Vm, snapshot: &str) -> Result<()> {
     vm.qmp(&qmp::job_dismiss { id: "load".into() }).map(drop)
 }
 
-/// The same counter and the same ID: no process in the guest sees a change.
+/// Migrates the machine with the same counter and the same ID, and checks that no process in the
+/// guest sees a change.
 fn live_migration(context: &Context, warm: Warm, folder: &Path) -> Result<()> {
     let counter = warm.vm.options()?.counter().context("no counter")?;
     let guid = warm.vm.qmp(&query_vm_generation_id {})?.guid;
     let uri = format!("unix:{}", folder.join("socket").display());
     let mut options = arriving(&warm, &uri)?;
     options.guid = Some(guid);
-    // The way by which this one arrived is not its successor's.
+    // This machine's own -incoming argument is not for the machine that it migrates to.
     let old = options.qemu_arg.iter().position(|arg| arg == "-incoming");
     if let Some(old) = old {
         options.qemu_arg.drain(old..old + 2);
@@ -179,12 +181,13 @@ fn live_migration(context: &Context, warm: Warm, folder: &Path) -> Result<()> {
         "QEMU warns of a migration: {said}"
     );
 
-    // And they would have learned of one.
+    // The processes would have seen a change: they see the next one.
     warm.vm.qom_set_counter(counter + 1)?;
     warm::check_running(&warm.vm, &moment, counter + 1)
 }
 
-/// QEMU is killed while it saves. An earlier snapshot can still be restored.
+/// Expect that an earlier snapshot can still be restored, with its memory and a new counter, after
+/// QEMU was killed while it saved another one.
 fn a_killed_savevm_leaves_earlier_snapshots_whole(context: &Context) -> Result<()> {
     let mut vm = context.boot(genctr(FIRST))?;
     vm.shell("echo before >/tmp/mark")?;
@@ -200,7 +203,7 @@ fn a_killed_savevm_leaves_earlier_snapshots_whole(context: &Context) -> Result<(
             .pid()?
             .and_then(Pid::from_raw)
             .context("QEMU has ended")?;
-        // Evenly over the time that it takes, in an order that means nothing.
+        // The moments are spread evenly over the time that a snapshot takes, in a mixed order.
         let moment = time.mul_f64(f64::from(n * 7 % 20) / 20.0);
         let saved = thread::scope(|scope| {
             let killer = scope.spawn(move || {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! A machine like Firecracker's: QEMU's microvm, with hardware-reduced ACPI, a Generic Event Device
-//! whose interrupt is exclusive, and VMClock's counter. There is no early look: the barrier is all
-//! that a process has before the notification is handled.
+//! whose interrupt is exclusive, and VMClock's counter. There is no early look: until the
+//! notification is handled, only the barrier protects a process.
 //!
 //! With VMGENID_MACHINE=microvm VMGENID_SOURCE=vmclock all promises, and all tests with clones, run
 //! on it. `matrix.rs` restores it in every way.
@@ -52,7 +52,7 @@ fn one_line_says_that_there_is_no_early_look(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Expect that the notification, which comes by the event device, has the kernel reseeded, and wakes a
+/// Expect that the notification, which comes by the event device, reseeds the kernel and wakes a
 /// poller.
 fn the_generic_event_device_notifies(context: &Context) -> Result<()> {
     let mut vm = context.boot(firecracker(genctr(42)))?;
@@ -72,22 +72,22 @@ fn the_generic_event_device_notifies(context: &Context) -> Result<()> {
     no_splat(&vm)
 }
 
-/// Expect the same of clones as on a PC.
+/// Expect of clones what is expected on a PC: no stale look, and no draw twice.
 fn no_look_is_stale_and_no_draw_is_twice(context: &Context) -> Result<()> {
     look_and_draw(context, firecracker(two_cpus()))
 }
 
-/// Expect that clones draw the same without the barrier, and nothing alike after it.
+/// Expect that some draws of clones are the same without the barrier, and none after it.
 fn the_barrier_is_what_makes_draws_differ(context: &Context) -> Result<()> {
     let mut vm = context.boot(firecracker(two_cpus()))?;
     clones::draws_differ(&mut vm, true)?;
     no_splat(&vm)
 }
 
-/// What AWS-LC's pull request 3418 does, as a client of ours: it maps `/dev/vmclock0`, seeds once
-/// when the counter has changed, and draws 4,096 times from that seed. Expect that clones repeat each
-/// other on the bare VMClock, and that they do not on `/dev/sysgenid`, nor if the client reads
-/// `/dev/vmgenid` before it seeds.
+/// Expect that clones repeat each other's draws where a client seeds on the bare VMClock, and that
+/// they do not on `/dev/sysgenid`, nor where the client reads `/dev/vmgenid` before it seeds. The
+/// client does what AWS-LC's pull request 3418 does: it maps the node, seeds once when the counter
+/// has changed, and draws 4,096 times from that seed.
 fn a_library_that_maps_vmclock0_repeats_itself(context: &Context) -> Result<()> {
     let mut options = firecracker(two_cpus());
     options.parameter = vec!["sysgenid=1".into()];
@@ -102,8 +102,8 @@ fn a_library_that_maps_vmclock0_repeats_itself(context: &Context) -> Result<()> 
         eprintln!("seeded once, on {node}: {same}");
         Ok(same.most)
     };
-    // Where the process runs decides whether something else draws before it does. So there are
-    // several snapshots, and the process runs elsewhere in each.
+    // The CPU of the process decides whether another process draws before it. So there are several
+    // snapshots, each with a new process.
     let mut repeats = false;
     for _ in 0..8 {
         repeats = repeats || most("/dev/vmclock0", &[])? > 0;

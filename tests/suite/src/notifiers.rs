@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! The vmfork notifiers: called once for each published ID, after the publication. No call waits
-//! for them. Ours takes `rtnl_lock`, as WireGuard's does.
+//! for them. The notifier of the test module takes `rtnl_lock`, as WireGuard's does.
 
 use crate::{
     age::grow_old,
@@ -26,11 +26,11 @@ tests! {
 /// The counter that the guests begin with.
 const FIRST: u32 = 42;
 
-/// What must have returned "at once" takes less. A guest that shares its host's CPUs with others is
-/// slow at times; what waits for a notifier here takes ten seconds and more.
+/// The bound for a call that returns "at once". A guest that shares its host's CPUs with others is
+/// slow at times. A call that waits for a notifier takes ten seconds or more in these tests.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// A task that sleeps where no signal reaches it.
+/// A task in uninterruptible sleep.
 #[derive(Debug)]
 struct Blocked {
     name: String,
@@ -54,14 +54,15 @@ impl Blocked {
         Ok(all)
     }
 
-    /// Whether it is the work queue thread that calls the notifiers: that of our work item, or that
-    /// of ACPI's where the kernel's own driver calls them.
+    /// Whether the task is a kworker that calls the notifiers. It executes the driver's work item
+    /// or, where the kernel's own driver calls the notifiers, ACPI's.
     fn calls_the_notifiers(&self) -> bool {
         self.name.starts_with("kworker/") && self.stack.contains("blocking_notifier_call_chain")
     }
 }
 
-/// The process of `contract at-once`, and its report of the change to this counter.
+/// Waits for the report of `contract at-once` about the change to this counter, and checks that no
+/// call in it waited for a notifier.
 fn reply(vm: &Vm, process: &Background, value: u32) -> Result<Reply> {
     let reply = wait("a reply to the change", || {
         let says = process.says(vm)?;
@@ -77,9 +78,10 @@ fn reply(vm: &Vm, process: &Background, value: u32) -> Result<Reply> {
     Ok(reply)
 }
 
-/// Expect that in a clone in which `rtnl_lock` is held, a read, a read with O_NONBLOCK and poll(0)
-/// return at once, with the kernel reseeded: no two clones draw the same. Only the work item waits
-/// for the lock. When it is released, the notifiers have been called once.
+/// Expect that while a process holds `rtnl_lock` in a clone, a read, a read with O_NONBLOCK and
+/// poll(0) return at once, that no two clones draw the same after that, that only the work item
+/// waits for the lock, and that the notifiers are called once when the lock is released. (They are
+/// not called where the kernel's own driver calls them and is not notified.)
 fn rtnl_in_other_hands_holds_up_nobody(context: &Context) -> Result<()> {
     let mut vm = vmforks::boot(context, two_cpus())?;
     grow_old(&mut vm)?;
@@ -93,7 +95,7 @@ fn rtnl_in_other_hands_holds_up_nobody(context: &Context) -> Result<()> {
             notifications::hold(&vm)?;
         }
         vm.snapshot(&name)?;
-        // The calls that have the kernel reseeded, one in each.
+        // The value of the counter selects the call that each clone makes.
         for value in FIRST + 1..=FIRST + 3 {
             let clone = vm.clone_from(&name, Some(value), None)?;
             let reply = reply(&clone, &process, value)?;
@@ -109,7 +111,7 @@ fn rtnl_in_other_hands_holds_up_nobody(context: &Context) -> Result<()> {
             let blocked = Blocked::all(&clone)?;
             let only = blocked.iter().all(Blocked::calls_the_notifiers);
             ensure!(only && blocked.len() <= 1, "in D state: {blocked:?}");
-            // Nothing settles while that lock is held.
+            // `settle` would wait for that lock, so the count is checked directly.
             ensure!(count(&clone)? == 0, "the notifiers were called");
             holder.clone().kill(&clone)?;
             expect_count(&clone, told.into())?;
@@ -132,7 +134,7 @@ fn a_notifier_that_sleeps_holds_up_nobody(context: &Context) -> Result<()> {
     vmforks::sleep(&vm, 10_000)?;
     let process = Background::start(&vm, "exec contract at-once")?;
     process.await_line(&vm, &format!("waiting at {FIRST}"))?;
-    // By 1, 2, 3: a read, a read with O_NONBLOCK, poll.
+    // A step of 1 selects a read, a step of 2 a read with O_NONBLOCK, a step of 3 poll.
     let (start, mut value) = (Instant::now(), FIRST);
     for n in 1..=3 {
         value += n;
@@ -151,7 +153,9 @@ fn a_notifier_that_sleeps_holds_up_nobody(context: &Context) -> Result<()> {
     no_splat(&vm)
 }
 
-/// Expect that the notifiers are called as often as IDs are published, in a storm of changes, too.
+/// Expect that the notifiers are called once for each published ID, also in a storm of changes.
+/// Where the kernel's own driver calls them, expect that they are called, and at most once for each
+/// change.
 fn they_are_called_once_per_published_id(context: &Context) -> Result<()> {
     let options = Options {
         smp: Some(2),
@@ -162,7 +166,7 @@ fn they_are_called_once_per_published_id(context: &Context) -> Result<()> {
     let before = published(&vm)?;
     let changes = 300;
     if !is_builtin() {
-        // So that several calls are due at a time.
+        // With a slow notifier, several calls are due at a time.
         vm.shell("echo 20 >/sys/kernel/debug/vmforks/sleep")?;
     }
     let all = Background::start(&vm, "exec contract contend --readers 8 --pollers 4")?;
@@ -170,7 +174,7 @@ fn they_are_called_once_per_published_id(context: &Context) -> Result<()> {
     vm.set_genctr_each(&(1001..=1000 + changes).collect::<Vec<_>>())?;
     all.await_line(&vm, &format!("all at {}", 1000 + changes))?;
     all.kill(&vm)?;
-    // The notification has found nothing more to do.
+    // When this notification has been handled, so have all earlier ones.
     notify(&vm, 1)?;
     let published = published(&vm)? - before;
     eprintln!("{published} IDs published of {changes}");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Where a test runs. Each test says so beside its name, in its table; the rest is shown as ignored.
-//! A test without a word of this runs with each kernel of `kernels/`, loaded without parameters,
-//! with the counter of `CTRA`, on a PC.
+//! Where a test runs. Each test has its conditions beside its name, in its table. A test whose
+//! conditions are not met is shown as ignored. A test without conditions runs with each kernel of
+//! tests/kernel/, with the module loaded without parameters, with the counter of `CTRA`, on a PC.
 
 use crate::context;
 use anyhow::{Result, bail};
@@ -11,28 +11,35 @@ use std::str::FromStr;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum On {
-    /// Also with VMGENID_PARAMETERS, VMGENID_SOURCE and VMGENID_MACHINE: what the driver promises
-    /// whatever it is loaded with, and wherever the counter is.
+    /// Also with VMGENID_PARAMETERS, VMGENID_SOURCE and VMGENID_MACHINE: tests of promises that
+    /// depend neither on the parameters nor on the source of the counter.
     AnySetup,
-    /// Only with the kernel `tiny`: tests that do not depend on the kernel, of QEMU and the tool
-    /// for example, and what counts a guest's instructions.
+    /// Only with the kernel `tiny`: tests that do not depend on the kernel (of QEMU and of the VM
+    /// tool, for example), and tests that count the guest's instructions.
     Tiny,
     /// Only with a kernel that has its own driver built in.
     Builtin,
-    /// Not with such a kernel. `vmgenctr` keeps the promises of `vmgenid`, so each has a reason.
+    /// Not with a kernel that has its own driver built in. `vmgenctr` keeps the promises of
+    /// `vmgenid`, so each such test needs a reason.
     NotBuiltin,
-    /// Only with the kernel `series`, which looks at the ID itself: patches/linux.
+    /// Only with the kernel `series`, which compares the ID itself (patches/linux).
     Series,
-    /// Not with that kernel.
+    /// Not with the kernel `series`.
     Mainline,
-    /// Only with a kernel in which things can be made to fail.
+    /// Only with a kernel that has fault injection.
     Debug,
     /// Only with a kernel that has checkers (KASAN, lockdep, kmemleak; KCSAN).
     Checkers,
     /// Not with a kernel that has checkers: they add calls to the code that is stepped through.
     PlainKernel,
-    /// Only on a PC: what needs ACPI's interrupt (SCI).
+    /// Only on a PC: tests that need ACPI's interrupt (SCI).
     Pc,
+    /// Only with a kernel for arm64, whose guests have a device tree.
+    Arm64,
+    /// Also with such a kernel.
+    AlsoArm64,
+    /// Not with such a kernel: what needs ACPI, a 32-bit program, or another machine.
+    NotArm64,
     /// Only with a whole Debian guest, with its kernel.
     Debian,
     /// Not in `make test`: takes an hour, or as long as the environment says. Has no deadline.
@@ -42,7 +49,7 @@ pub enum On {
 impl FromStr for On {
     type Err = anyhow::Error;
 
-    /// The word that a guest program prints after a promise's name.
+    /// Parses the word that a guest program prints after a promise's name.
     fn from_str(word: &str) -> Result<Self> {
         Ok(match word {
             "not-builtin" => Self::NotBuiltin,
@@ -52,7 +59,7 @@ impl FromStr for On {
     }
 }
 
-/// Whether a test that runs `on` these is not for the run at hand.
+/// Whether a test with these conditions does not belong to the present run.
 pub fn is_ignored(on: &[On]) -> bool {
     let is = |place| on.contains(&place);
     let kernel = kernel::default();
@@ -60,13 +67,16 @@ pub fn is_ignored(on: &[On]) -> bool {
     if debian || is(On::Debian) {
         return debian != is(On::Debian);
     }
+    let is_arm64 = kernel::is_arm64(&kernel);
     let other_setup = context::parameters().is_some()
         || context::source() == Source::Vmclock
-        || context::machine() == Machine::Microvm;
+        || context::machine() != Machine::Pc;
     let plain = matches!(kernel.as_str(), "tiny" | "builtin" | kernel::SERIES);
     is(On::Soak)
-        || other_setup && !is(On::AnySetup)
-        || context::machine() == Machine::Microvm && is(On::Pc)
+        || other_setup && !is(On::AnySetup) && !(is_arm64 && (is(On::Arm64) || is(On::AlsoArm64)))
+        || !is_arm64 && is(On::Arm64)
+        || is_arm64 && is(On::NotArm64)
+        || context::machine() != Machine::Pc && is(On::Pc)
         || kernel != "tiny" && is(On::Tiny)
         || kernel::is_builtin(&kernel) && is(On::NotBuiltin)
         || !kernel::is_builtin(&kernel) && is(On::Builtin)

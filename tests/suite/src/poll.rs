@@ -24,6 +24,8 @@ fn line(vm: &Vm, start: &str) -> Result<String> {
     })
 }
 
+/// Expect that a restore wakes a process that sleeps in poll, that the process then reads the new
+/// counter, and that the kernel is reseeded once, in each of two clones.
 fn a_restore_wakes_who_waits(context: &Context) -> Result<()> {
     let mut vm = context.boot(genctr(42))?;
     await_random(&vm)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The promises of the device node, in a guest that they share. The guest
-//! programs know them; each becomes a test.
+//! The promises of the device node. The guest program `contract` lists them. Each becomes a test,
+//! and all of them share one guest.
 
 use crate::{
     On, Trial,
@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use harness::Vm;
 use std::process::Command;
 
-/// The names of promises, as a test program lists them, and where each is kept.
+/// The promises that a test program lists: their names, and where each is tested.
 pub fn list(context: &Context, program: &str, args: &[&str]) -> Result<Vec<(String, Vec<On>)>> {
     let program = context.program(program);
     let list = Command::new(&program).args(args).output();

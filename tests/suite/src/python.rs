@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The Python package, in guests with Debian's Python and NumPy. What needs no device is tested by
-//! `userspace/python/tests`.
+//! The Python package, in guests with Debian's Python and NumPy. `userspace/python/tests` tests
+//! what needs no device.
 
 use crate::{
     age::grow_old,
@@ -66,11 +66,11 @@ fn add(files: &mut Vec<Add>, host: &Path, guest: &str) -> Result<()> {
     Ok(())
 }
 
-/// What a process has drawn after the restore.
+/// The draws of a process after the restore.
 struct Drawn {
-    /// Whose it is, for a message.
+    /// The process and the clone, for a message.
     who: String,
-    /// By what drew it.
+    /// The drawn values, by the name of the function that drew them.
     values: BTreeMap<String, BTreeSet<String>>,
 }
 
@@ -90,11 +90,11 @@ impl Drawn {
                 bail!("{who}: not a draw: {line}");
             };
             ensure!(after == value.to_string(), "{who}: {line}");
-            // It may have ended before the restore. That called "cut" has not.
+            // Such a draw may have ended before the restore. Those called "cut" have not.
             if before != after && name != "cut" {
                 continue;
             }
-            // One equal number of several counts as a repetition.
+            // Each number counts alone: one that is equal is a repetition.
             let values = values.entry(name.to_owned()).or_default();
             values.extend(drawn.iter().map(|&word| word.to_owned()));
         }
@@ -102,8 +102,8 @@ impl Drawn {
     }
 }
 
-/// Starts a program of tests/python, and waits until so many lines of what it prints are `line`. The
-/// bound is that of the test: on a busy machine it takes a minute until NumPy is imported.
+/// Starts a program of tests/python, and waits until `count` lines of its output are `line`. Only
+/// the test's deadline bounds this: on a busy machine, the import of NumPy takes a minute.
 fn start(vm: &Vm, argv: &[&str], log: &str, line: &str, count: usize) -> Result<()> {
     let pid = vm.spawn(["python3"].iter().chain(argv).copied(), log)?;
     let script = format!(
@@ -113,8 +113,8 @@ fn start(vm: &Vm, argv: &[&str], log: &str, line: &str, count: usize) -> Result<
     vm.shell(&script).map(drop)
 }
 
-/// Expect that no draw after the restore is in two clones, or in a process and its child. Expect that
-/// Python as it is repeats each draw: so this can fail.
+/// Expect that no draw after the restore is in two clones, or in a process and its child. Expect
+/// that without the package each function repeats draws, which shows that the test can fail.
 fn no_two_clones_draw_the_same(context: &Context) -> Result<()> {
     let mut vm = context.boot(with_python(context, two_cpus())?)?;
     await_random(&vm)?;
@@ -172,8 +172,8 @@ fn no_two_clones_draw_the_same(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Expect that a callback and an asyncio iterator, in a process and in its child, are told of each
-/// restore once, of those of one snapshot and of those that follow each other.
+/// Expect that a callback and an asyncio iterator, in a process and in its child, report each
+/// restore once: restores of one snapshot, and restores that follow each other.
 fn events_come_once_per_restore(context: &Context) -> Result<()> {
     let mut vm = context.boot(with_python(context, two_cpus())?)?;
     let log = "/tmp/events.log";
@@ -184,7 +184,7 @@ fn events_come_once_per_restore(context: &Context) -> Result<()> {
             let said = said(vm)?;
             Ok((said.lines().count() >= count).then_some(said))
         })?;
-        // None comes later.
+        // No further event comes.
         vm.shell("sleep 1")?;
         let all = said(vm)?;
         ensure!(lines == all, "after {lines} came more: {all}");
@@ -228,8 +228,9 @@ fn events_come_once_per_restore(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Expect that a generator draws nothing after a change while the device is unbound, and continues when
-/// it is bound again; that a callback is told then. Expect that `/dev/sysgenid` is a source, too.
+/// Expect that a generator draws nothing after a change while the device is unbound, that it
+/// continues when the device is bound again, and that a callback is called then. Expect that
+/// `/dev/sysgenid` is also a source.
 fn a_device_comes_back(context: &Context) -> Result<()> {
     let mut options = with_python(context, Options::default())?;
     options.parameter = vec!["sysgenid=1".into()];
@@ -238,8 +239,8 @@ fn a_device_comes_back(context: &Context) -> Result<()> {
     guest.check(&["sh", "-c", &script])
 }
 
-/// Expect that `/dev/vmclock0` alone is a source: a sequence ends with a change, and what is made within
-/// a second after it is not used twice.
+/// Expect that `/dev/vmclock0` alone is a source: a sequence ends with a change, and a cached value
+/// that was made within a second after the change is not used twice.
 fn vmclock_is_a_source(context: &Context) -> Result<()> {
     let mut options = with_python(context, crate::microvm::firecracker(Options::default()))?;
     options.no_module = true;
@@ -250,8 +251,8 @@ fn vmclock_is_a_source(context: &Context) -> Result<()> {
     guest.check(&["python3", "/python/vmclock.py"])
 }
 
-/// Expect that the samples of the package's README run, and that the project's README shows the first
-/// one as it is.
+/// Expect that the samples of the package's README run, and that the project's README has the first
+/// of them, unchanged.
 fn the_samples_of_the_readme_run(context: &Context) -> Result<()> {
     let package = context.top.join("userspace/python/README.md");
     let text = fs::read_to_string(&package)?;

@@ -23,12 +23,13 @@ tests! {
 
 const GUID: &str = "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87";
 
-/// Stock QEMU's 3, and those of the series.
+/// The number of qtests: stock QEMU has 3, the series adds 13 and 5.
 const QTESTS: usize = 3 + 13 + 5;
 
+/// Expect that all qtests of the device pass.
 fn its_own_tests_pass(context: &Context) -> Result<()> {
     let qemu = context.host.qemu_folder(Flavour::Genctr)?;
-    // In the build root, which has no /dev/kvm: these tests would take it.
+    // The tests run in the build root, which has no /dev/kvm: they would use it.
     let folder = tempfile::tempdir_in(context.top.join("out"))?;
     // They make their boot disk below tests/.
     fs::create_dir(folder.path().join("tests"))?;
@@ -60,7 +61,7 @@ fn its_own_tests_pass(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// A guest of either QEMU, with the same device but for the random ID.
+/// Boots a guest with each QEMU. The devices differ only in their random IDs.
 fn flavours(context: &Context) -> Result<[Vm; 2]> {
     let boot = |qemu| {
         context.boot(Options {
@@ -72,6 +73,8 @@ fn flavours(context: &Context) -> Result<[Vm; 2]> {
     Ok([boot(Flavour::Stock)?, boot(Flavour::Genctr)?])
 }
 
+/// Expect that without `genctr` the ACPI tables and the fw_cfg files are those of stock QEMU, and
+/// that they differ with it.
 fn without_genctr_the_firmware_tables_are_those_of_stock_qemu(context: &Context) -> Result<()> {
     let [stock, ours] = flavours(context)?;
     for (what, script) in [
@@ -93,7 +96,7 @@ fn without_genctr_the_firmware_tables_are_those_of_stock_qemu(context: &Context)
     ensure!(files.contains("vmgenid_guid"), "fw_cfg has: {files}");
     ensure!(!files.contains("vmgenid_data"), "fw_cfg has: {files}");
 
-    // And the comparison can tell: with a counter they differ.
+    // With a counter they differ, so the comparison can fail.
     let with = context.boot(genctr(42))?;
     let files = with.shell("ls /sys/firmware/qemu_fw_cfg/by_name/etc")?;
     ensure!(
@@ -105,8 +108,8 @@ fn without_genctr_the_firmware_tables_are_those_of_stock_qemu(context: &Context)
     Ok(())
 }
 
-/// The migration stream of a machine that has not run yet, as QEMU writes it
-/// into a file: nothing in it but what the device models say.
+/// The migration stream of a machine that has not run yet, as QEMU writes it into a file. It has
+/// nothing but the state of the device models.
 fn stream(context: &Context, flavour: Flavour, device: &str) -> Result<Vec<u8>> {
     let options = Options {
         no_device: true,
@@ -125,11 +128,12 @@ fn stream(context: &Context, flavour: Flavour, device: &str) -> Result<Vec<u8>> 
     fs::read(&file).with_context(|| format!("read {}", file.display()))
 }
 
+/// Expect that without `genctr` the migration stream is that of stock QEMU, and that it differs
+/// with `genctr`.
 fn without_genctr_the_migration_stream_is_that_of_stock_qemu(context: &Context) -> Result<()> {
     let device = format!("vmgenid,id=vmgenid,guid={GUID}");
-    // Where the RAM is cut into sections is a matter of time: streams of the
-    // same machine can differ by that on a busy host. Equal streams cannot come
-    // about in any other way than by being the same.
+    // The division of the RAM into sections depends on timing, so two streams of the same machine
+    // can differ on a busy host. Two streams are equal only if both QEMUs write the same.
     let mut stock = Vec::new();
     let mut ours = Vec::new();
     while !ours.iter().any(|ours| stock.contains(ours)) {
@@ -158,6 +162,8 @@ fn id(vm: &Vm) -> Result<String> {
     Ok(vm.qmp(&qmp::query_vm_generation_id {})?.guid)
 }
 
+/// Expect that a counter that is set at run time comes with a new ID and a reseed, that the same
+/// value is refused, and that neither a refused value nor a refused ID changes the ID.
 fn genctr_set_at_run_time_comes_with_a_new_id(context: &Context) -> Result<()> {
     let mut vm = context.boot(genctr(42))?;
     await_random(&vm)?;
@@ -168,11 +174,11 @@ fn genctr_set_at_run_time_comes_with_a_new_id(context: &Context) -> Result<()> {
     wait("a reseed", || Ok((reseeds(&vm)? > 0).then_some(())))?;
     ensure!(counter(&vm)? == "read 43, mapped 43", "{}", counter(&vm)?);
 
-    // The same value again is no new generation.
+    // The same value again would be no new generation.
     let same = vm.qom_set_counter(43);
     ensure!(same.is_err(), "QEMU took the same value again");
     ensure!(id(&vm)? == second, "the refused value changed the ID");
-    // The ID alone cannot be changed: then the counter would say that nothing has changed.
+    // The ID alone cannot be changed: the counter would say that nothing has changed.
     let guid = vm.qmp(&qmp::qom_set {
         path: "/machine/peripheral/vmgenid".into(),
         property: "guid".into(),
@@ -184,11 +190,13 @@ fn genctr_set_at_run_time_comes_with_a_new_id(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Expect that after a reset the guest reads the counter that was set last, and then each later
+/// one, and that a clone that is reset keeps its own.
 fn a_reset_guest_sees_the_new_counter(context: &Context) -> Result<()> {
     let mut vm = context.boot(genctr(42))?;
     vm.set_genctr(43)?;
-    // The firmware of the next boot takes it from here, 4096 bytes in (VMGENID_GENCTR_OFFSET). If it
-    // were old, QEMU would mend that only once the guest had seen it.
+    // The firmware of the next boot copies the counter from this file, 4096 bytes in
+    // (VMGENID_GENCTR_OFFSET). The guest would see an old value there before QEMU corrected it.
     let blob = "/sys/firmware/qemu_fw_cfg/by_name/etc/vmgenid_data/raw";
     let said = vm.shell(&format!("tail -c +4097 {blob} | head -c 4 | od -An -tu4"))?;
     ensure!(said.trim() == "43", "in the blob: {said}");
@@ -198,7 +206,7 @@ fn a_reset_guest_sees_the_new_counter(context: &Context) -> Result<()> {
         "after a reset: {}",
         counter(&vm)?
     );
-    // It is the page of the new boot that QEMU writes to from now on.
+    // From now on, QEMU writes to the page of the new boot.
     vm.set_genctr(44)?;
     ensure!(
         counter(&vm)? == "read 44, mapped 44",
@@ -218,6 +226,8 @@ fn a_reset_guest_sees_the_new_counter(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Expect that a snapshot with a counter is refused without `genctr` and by stock QEMU, with a
+/// message about it, and that the original still works.
 fn a_snapshot_with_a_counter_is_refused_without_genctr(context: &Context) -> Result<()> {
     let mut vm = context.boot(genctr(42))?;
     let snapshot = "s".parse()?;
@@ -302,7 +312,7 @@ fn a_snapshot_without_a_counter_is_left_alone(context: &Context) -> Result<()> {
             counter(&second)?
         );
 
-        // The QEMU that has given it one forgets that with the snapshot.
+        // A QEMU whose guest got a counter by a reset forgets that when it loads the snapshot.
         let told = |vm: &Vm| {
             vm.messages()
                 .matches("without a generation counter")
@@ -319,6 +329,8 @@ fn a_snapshot_without_a_counter_is_left_alone(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Expect one warning where a clone is restored with the counter of the snapshot, and no message
+/// with another counter.
 fn the_same_counter_is_warned_about(context: &Context) -> Result<()> {
     let mut vm = context.boot(genctr(42))?;
     let snapshot = "s".parse()?;

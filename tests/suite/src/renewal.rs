@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! After each restore, `vmgenid watch --state` runs its command, and `vmgenid renew` the hooks: once,
-//! and never less, whatever is stopped, fails, or is cloned meanwhile.
+//! After each restore, `vmgenid watch --state` runs its command, and `vmgenid renew` runs the
+//! hooks, until they have succeeded once, also where a program is stopped, fails or is cloned
+//! meanwhile.
 
 use crate::{
     command::{expect, run, says},
@@ -26,14 +27,14 @@ const STATE: &str = "/tmp/state";
 /// One pass of a watcher: it ends when there is nothing to do.
 const WATCH: &str = "vmgenid watch --state /tmp/state --timeout 100ms";
 
-/// The generations for which a command ran, one after the other.
+/// Checks for which generations a command ran, in this order.
 fn ran(vm: &Vm, expected: &[&str]) -> Result<()> {
     let ran = lines(vm, "cat /tmp/ran 2>/dev/null || true")?;
     ensure!(ran == expected, "expected {expected:?}, ran for {ran:?}");
     Ok(())
 }
 
-/// A script, of which nothing is expected but that it succeeds.
+/// Runs a script, which has to succeed. Returns its output and its error output.
 fn passes(vm: &Vm, script: &str) -> Result<String> {
     let got = run(vm, script)?;
     ensure!(got.0 == 0, "{script}: {got:?}");
@@ -90,8 +91,9 @@ fn a_command_that_fails_is_run_again(context: &Context) -> Result<()> {
     ran(&vm, &["42 43", "43 44"])
 }
 
-/// Expect that a damaged state counts as a restore, that a foreign file stays as it is, and that a
-/// state that cannot be written is said before anything depends on it.
+/// Expect that a damaged state counts as a restore, that a state of another boot or source runs the
+/// command only where a restore or a due command says so, that a file which is no state stays as it
+/// is, and that a state that cannot be written is an error at the start.
 fn a_state_file_that_cannot_be_right_is_no_reason_to_do_nothing(context: &Context) -> Result<()> {
     let vm = context.boot(genctr(42))?;
     let watch = format!("{WATCH} --exec 'echo \"$VMGENID_FROM\" $VMGENID_TO >>/tmp/ran'");
@@ -115,7 +117,8 @@ fn a_state_file_that_cannot_be_right_is_no_reason_to_do_nothing(context: &Contex
         clean(&vm)?;
     }
 
-    // Another boot: the counter of a hypervisor keeps its value, and what was due still is.
+    // The state of an earlier boot: a hypervisor's counter keeps its value, and a command that was
+    // due is still due.
     let boot = r#"sed 's/"boot":"[^"]*"/"boot":"another"/'"#;
     for (script, expected) in [
         (format!("{boot} /tmp/good"), vec![]),
@@ -177,7 +180,8 @@ fn the_device_goes_and_comes_back(context: &Context) -> Result<()> {
     ran(&vm, &["42 43", "43 44"])
 }
 
-/// Makes hooks in the guest: name, and what the script does beside writing its name down.
+/// Makes hooks in the guest, each with a name and a script. A hook writes its name down before it
+/// runs the script.
 fn hooks(vm: &Vm, dir: &str, hooks: &[(&str, &str)]) -> Result<()> {
     vm.shell(&format!("mkdir -p {dir}"))?;
     for (name, script) in hooks {
@@ -196,8 +200,8 @@ fn hooks(vm: &Vm, dir: &str, hooks: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
-/// Expect that the hooks run in order, each until it has succeeded once; that a hook that hangs is
-/// killed with its children; and that what is no hook is named, and does not run.
+/// Expect that the hooks run in order, each until it has succeeded once, that a hook that hangs is
+/// killed with its children, and that a file which is no hook is named and does not run.
 fn hooks_run_once_and_until_they_succeed(context: &Context) -> Result<()> {
     let mut vm = context.boot(genctr(42))?;
     hooks(
@@ -255,7 +259,7 @@ fn hooks_run_once_and_until_they_succeed(context: &Context) -> Result<()> {
     let left = vm.shell("ps | grep -c '[7]777\\|[8]888' || true")?;
     ensure!(left.trim() == "0", "{left} children of a hook are left");
     let out = vm.shell("stat -c %s /tmp/out")?;
-    ensure!(out.trim() == "3000000", "of the output there is {out}");
+    ensure!(out.trim() == "3000000", "the output has {out} bytes");
     let twice = ["20-fails", "30-hangs", "35-dies"].map(|name| format!("{name} 42 43"));
     let once = ["40-writes", "45-usr", "50-last"].map(|name| format!("{name} 42 43"));
     let mut all = vec!["10-first 42 43"];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What the guests' kernels report. Each guest is looked at when it ends, and a
-//! test one of whose guests reported anything fails, whatever else it found.
+//! The reports of the guests' kernels. The suite checks each guest when it ends. A test fails if
+//! the kernel of one of its guests has reported anything, whatever else the test found.
 
 use anyhow::{Context as _, Result, anyhow};
 use harness::{Vm, qapi::qmp};
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Words that only a report has.
 const WORDS: [&str; 4] = ["BUG", "WARNING", "Oops", "panicked"];
 
-/// What else stands only in a report.
+/// Phrases that only a report has.
 const PHRASES: [&str; 26] = [
     "Call Trace:",
     "Kernel panic",
@@ -40,19 +40,20 @@ const PHRASES: [&str; 26] = [
     "memory leak detector disabled",
 ];
 
-/// What kmemleak's list of leaks begins each one with.
+/// The words with which kmemleak's list begins each leak.
 const LEAK: &str = "unreferenced object";
 
-/// The functions whose allocations only ACPICA can free: its parser's objects. It loses them where
-/// a method calls itself until that is too deep (7.3.4).
+/// A function whose allocations only ACPICA can free: its parser's objects. ACPICA loses them where
+/// a method calls itself too deeply (7.3.4).
 const ACPICAS_OWN: &str = "acpi_ps_alloc_op+";
 
 /// How many lines a report has, at most.
 const LINES: usize = 80;
 
-/// The reports that a guest's kernel makes without a request; none is good. The bits are those of a
-/// machine check, a bad page, an oops, a warning and a soft lockup. kmemleak tells of a leak in the
-/// second scan that sees it, and not in the first 5 seconds (mm/kmemleak.c); the list comes last.
+/// Questions about states that the kernel does not report on the console. The guest prints nothing
+/// if all is well. The bits are those of a machine check, a bad page, an oops, a warning and a soft
+/// lockup. kmemleak reports a leak in the second scan that sees it, and not in its first 5 seconds
+/// (mm/kmemleak.c). Its list comes last.
 const QUESTIONS: &str = "
     tainted=$(cat /proc/sys/kernel/tainted)
     [ $((tainted & 17072)) -eq 0 ] || echo \"the kernel is tainted: $tainted\"
@@ -123,7 +124,7 @@ impl Reports {
         }
     }
 
-    /// A console that is looked at twice has reported once.
+    /// Adds a report, unless it is there already: a console may be checked twice.
     pub fn add(&self, report: String) {
         let mut reports = self.lock();
         let known = |known: &String| known.lines().next() == report.lines().next();
@@ -140,8 +141,8 @@ impl Reports {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The result of a test whose guests have ended. The reports are dealt with
-    /// by that.
+    /// Returns the result of a test whose guests have ended, with their reports. Removes the
+    /// reports.
     pub fn judge(&self, result: Result<()>) -> Result<()> {
         let reports = std::mem::take(&mut *self.lock());
         if reports.is_empty() {
@@ -155,7 +156,7 @@ impl Reports {
     }
 }
 
-/// What the guest has to say, if it runs.
+/// The guest's answers to the questions, if it runs.
 fn answers(vm: &Vm) -> Result<String> {
     if vm.pid()?.is_none() {
         return Ok(String::new());
@@ -174,6 +175,7 @@ fn answers(vm: &Vm) -> Result<String> {
 mod tests {
     use super::*;
 
+    /// Expect that each kind of report is found, with the lines that follow it.
     #[test]
     fn a_report_is_found_with_what_follows() {
         let log = "[ 1.0] quiet\n[ 2.0] BUG: sleeping function\n[ 2.1] in_atomic(): 1\n";
@@ -193,6 +195,7 @@ mod tests {
         }
     }
 
+    /// Expect that all leaks are kept but those of ACPICA's parser.
     #[test]
     fn leaks_are_ours_unless_acpicas_parser_lost_them() {
         let leak = |by: &str| {
@@ -219,6 +222,7 @@ mod tests {
         }
     }
 
+    /// Expect that lines of a healthy kernel are no report.
     #[test]
     fn what_a_healthy_kernel_says_is_no_report() {
         for line in [

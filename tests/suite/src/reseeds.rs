@@ -29,12 +29,12 @@ fn without_notifications(context: &Context) -> Result<Vm> {
     Ok(vm)
 }
 
-/// Expect that a read applies the rule also where the counter is what the file returned last.
+/// Expect that a read reseeds for a new ID also where the counter has its old value again.
 fn read_reseeds_for_an_id_that_comes_without_a_new_counter(context: &Context) -> Result<()> {
     let vm = without_notifications(context)?;
     for _ in 0..3 {
-        // QEMU changes the ID each time, and refuses a counter that it has. Vm::set_genctr() refuses
-        // one that the guest had before.
+        // QEMU changes the ID at each change of the counter, and refuses the value that the counter
+        // has. Vm::set_genctr() refuses a value that the guest had before.
         for value in [43, 42] {
             vm.qom_set_counter(value)?;
         }
@@ -43,8 +43,8 @@ fn read_reseeds_for_an_id_that_comes_without_a_new_counter(context: &Context) ->
     no_splat(&vm)
 }
 
-/// A call that returns after a reseed. A periodic reseed of the kernel at that moment hides one
-/// that is missing.
+/// Checks that the kernel has been reseeded when `call` returns. A periodic reseed of the kernel at
+/// that moment would hide a missing one.
 fn reseeded_by(vm: &Vm, call: impl FnOnce() -> Result<()>) -> Result<()> {
     let before = generation(vm)?;
     call()?;
@@ -52,18 +52,20 @@ fn reseeded_by(vm: &Vm, call: impl FnOnce() -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// How many lines a change makes without a call, where notifications are held back: none beside
-/// `vmgenctr`, which forces a reseed without a word.
+/// How many lines the kernel logs for a new ID while notifications are held back: none with
+/// `vmgenctr`, which forces a reseed that the kernel does not log.
 fn told() -> usize {
     usize::from(!is_builtin())
 }
 
+/// Expect that the notification of each of five new IDs reseeds the kernel once, before any read,
+/// and that a read after it does not reseed again.
 fn a_notification_reseeds_once(context: &Context) -> Result<()> {
     let mut vm = vmforks::boot(context, genctr(42))?;
     let before = settled_reseeds(&vm)?;
     for (n, value) in (43..48).enumerate() {
         vm.set_genctr(value)?;
-        // No process reads: the notification has the kernel reseeded.
+        // No process reads the device: the notification alone reseeds the kernel.
         expect_reseeds(&vm, before + n + 1)?;
         expect_counter(&vm, value)?;
     }
@@ -71,6 +73,9 @@ fn a_notification_reseeds_once(context: &Context) -> Result<()> {
     no_splat(&vm)
 }
 
+/// Expect that a read of a new counter reseeds the kernel while the notification is held back, and
+/// that neither a second read nor the late notification reseeds once more. (The kernel's own driver
+/// does when it is notified.)
 fn read_reseeds_before_the_notification(context: &Context) -> Result<()> {
     let mut vm = without_notifications(context)?;
     let before = settled_reseeds(&vm)?;
@@ -79,22 +84,24 @@ fn read_reseeds_before_the_notification(context: &Context) -> Result<()> {
         expect_reseeds(&vm, before + n * told())?;
         reseeded_by(&vm, || expect_counter(&vm, value))?;
         expect_reseeds(&vm, before + (n + 1) * told())?;
-        // Nothing is left to do for the next one.
+        // A second read has nothing left to do.
         expect_counter(&vm, value)?;
         expect_reseeds(&vm, before + (n + 1) * told())?;
     }
-    // Nor for the notification that comes late.
+    // Nor has the notification that comes late.
     let count = notifications::count(&vm)?;
     notifications::release(&vm)?;
     wait("the notification", || {
         Ok((notifications::count(&vm)? > count).then_some(()))
     })?;
     settle(&vm)?;
-    // The kernel's own driver learns of the last ID only, now.
+    // The kernel's own driver is notified only now, and sees only the last ID.
     expect_reseeds(&vm, before + if is_builtin() { 1 } else { 3 })?;
     no_splat(&vm)
 }
 
+/// Expect that open and mmap do not reseed the kernel for a new ID, that the mapping shows the new
+/// counter, and that a read then reseeds.
 fn open_and_mmap_do_not_reseed(context: &Context) -> Result<()> {
     let mut vm = without_notifications(context)?;
     let before = settled_reseeds(&vm)?;
@@ -106,6 +113,9 @@ fn open_and_mmap_do_not_reseed(context: &Context) -> Result<()> {
     expect_reseeds(&vm, before + told())
 }
 
+/// Expect that 8 readers and the notifications together reseed once for each of 20 new IDs (twice
+/// more at most), and that each read returns a value between those that the mapping shows before
+/// and after it.
 fn readers_and_notifications_reseed_once_per_id(context: &Context) -> Result<()> {
     let options = Options {
         smp: Some(2),
@@ -127,13 +137,16 @@ fn readers_and_notifications_reseed_once_per_id(context: &Context) -> Result<()>
     ))?;
     ensure!(said.is_empty(), "the readers say: {said}");
     expect_counter(&vm, 21)?;
-    // One each. QEMU writes while the guest runs: an ID that a reader sees half written costs one
-    // more, rarely. A driver without turns has many more.
+    // One reseed for each ID. QEMU writes the ID while the guest runs: a reader that sees it half
+    // written causes one more reseed, rarely. A driver without mutual exclusion would reseed far
+    // more often.
     let count = settled_reseeds(&vm)? - before;
     ensure!((20..=22).contains(&count), "{count} reseeds for 20 new IDs");
     no_splat(&vm)
 }
 
+/// Expect that a rebind without a new ID does not reseed, and that a bind reseeds once for an ID
+/// that came while the device was unbound.
 fn a_restore_between_unbind_and_bind_is_caught(context: &Context) -> Result<()> {
     let mut vm = vmforks::boot(context, genctr(42))?;
     let driver = driver();
@@ -141,7 +154,7 @@ fn a_restore_between_unbind_and_bind_is_caught(context: &Context) -> Result<()> 
     let device = device.trim();
     let before = settled_reseeds(&vm)?;
 
-    // Nothing new: nothing to do.
+    // Without a new ID, a rebind has nothing to do.
     vm.shell(&format!(
         "echo {device} >{driver}/unbind; echo {device} >{driver}/bind"
     ))?;
@@ -150,7 +163,7 @@ fn a_restore_between_unbind_and_bind_is_caught(context: &Context) -> Result<()> 
     vm.shell(&format!("echo {device} >{driver}/unbind"))?;
     vm.set_genctr(43)?;
     settle(&vm)?;
-    // The kernel's own driver is bound all the time.
+    // The kernel's own driver stays bound, and reseeds for the notification.
     expect_reseeds(&vm, before + 1 - told())?;
     reseeded_by(&vm, || {
         vm.shell(&format!("echo {device} >{driver}/bind")).map(drop)

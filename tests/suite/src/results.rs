@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What became of the tests, and how long each took: for people, and as JUnit's XML.
+//! The results of the tests and how long each took, for people and as JUnit XML.
 
 use crate::context;
 use anyhow::{Context as _, Result};
@@ -30,7 +30,7 @@ pub fn out() -> Option<PathBuf> {
     Some(PathBuf::from(std::env::var_os("VMGENID_TOP")?).join("out"))
 }
 
-/// A test is over.
+/// Records the result of a test that has ended.
 pub fn add(test: &str, time: Duration, result: &Result<()>) {
     done().push(Done {
         test: test.into(),
@@ -99,7 +99,8 @@ fn junit(suite: &str, done: &[Done], ignored: &[String]) -> String {
     xml + "</testsuite>\n"
 }
 
-/// As text or as an attribute of XML, which has no word for most control characters.
+/// Escapes a text for XML, as an element's content or as an attribute. XML cannot express most
+/// control characters, so each is replaced.
 fn escaped(text: &str) -> String {
     let mut escaped = String::new();
     for c in text.chars() {
@@ -120,6 +121,8 @@ fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
 
+    /// Expect that the XML has each test that ran, with its failure, and each ignored test, and
+    /// that special and control characters are escaped.
     #[test]
     fn junit_has_each_test_and_is_sound_xml() {
         let done = |test: &str, failure: Option<&str>| Done {

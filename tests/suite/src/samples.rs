@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The programs in the README, as they stand there.
+//! The programs in the README, unchanged.
 
 use crate::{
     clones::two_cpus,
@@ -54,7 +54,8 @@ fn each_clone_prints_other_numbers(context: &Context) -> Result<()> {
     let clone = |counter| vm.clone_from(&"s".parse()?, Some(counter), None);
     let clones = [clone(43)?, clone(44)?];
     for (program, before) in PROGRAMS.iter().zip(before) {
-        // Before the snapshot a program may have printed one number more, and drawn another one.
+        // Between the count and the snapshot, a program may have printed one more number, and drawn
+        // another one.
         let most = before?.len() + 2;
         let [one, other] = [0, 1].map(|n| numbers(&clones[n], program, most + 4));
         let (one, other) = (one?, other?);

@@ -27,9 +27,9 @@ pub struct Shared<G> {
 
 /// A guest that can be shared. When it is dropped, the suite asks its kernel for reports.
 pub trait Guest: Send + 'static {
-    /// A guest that is down or paused cannot be asked.
+    /// Whether the guest can be asked for reports. It cannot if it is down or paused.
     fn can_be_asked(&self) -> Result<bool>;
-    /// Adds the present console.
+    /// Adds the reports on the present console.
     fn look(&self, reports: &Reports);
 }
 
@@ -80,16 +80,16 @@ impl<G: Guest> Shared<G> {
         Trial { name, on, run }
     }
 
-    /// The last test ends the guest, and its result has what the guest's kernel reports then. No
-    /// test goes without that: [`crate::main`] drops the tests that it does not run before it runs
-    /// any, a panic is an error, and a test that leaves a guest which cannot be asked fails.
+    /// The last test ends the guest, and its result includes what the guest's kernel reports then.
+    /// No such report is lost: [`crate::main`] drops the tests that it does not run before it runs
+    /// any, a panic is an error, and a test that leaves a guest that cannot be asked fails.
     fn run(
         self,
         name: &str,
         boot: impl FnOnce() -> Result<G>,
         test: impl FnOnce(&G) -> Result<()>,
     ) -> Result<()> {
-        // One at a time: some take the module out of use.
+        // One test at a time: some tests unload the module.
         let mut guest = self.guest.lock().unwrap_or_else(PoisonError::into_inner);
         let last = Arc::into_inner(self.tests).is_some();
         crate::run(name, Some(MINUTES), &self.guests, || {
@@ -102,7 +102,7 @@ impl<G: Guest> Shared<G> {
                 ensure!(guest.can_be_asked()?, "the guest does not run any more");
                 Ok(())
             });
-            // The lines on the console came with this test.
+            // New lines on the console came during this test.
             guest.iter().for_each(|guest| guest.look(&self.reports));
             if last || result.is_err() || !self.reports.is_empty() {
                 *guest = None;
@@ -118,7 +118,7 @@ mod tests {
     use anyhow::bail;
     use std::thread;
 
-    /// A guest that reports a leak when it is asked at its end, as it is unless it is paused.
+    /// A guest whose kernel reports a leak when it is asked at the end, unless it is paused.
     struct Leaky {
         reports: Reports,
         paused: bool,
@@ -154,6 +154,7 @@ mod tests {
         failure.is_some_and(|failure| failure.contains("a leak"))
     }
 
+    /// Expect that the last test has the guest's report, and that no earlier test has it.
     #[test]
     fn the_last_test_looks_at_the_guest() {
         let all = Shared::new();
@@ -163,6 +164,8 @@ mod tests {
         assert!(leaks(run(last, false, |_| Ok(()))));
     }
 
+    /// Expect that a test that fails or panics has the guest's report, and that the next test boots
+    /// another guest.
     #[test]
     fn a_test_that_fails_or_panics_looks_at_the_guest() {
         let all = Shared::new();
@@ -175,12 +178,14 @@ mod tests {
         assert!(leaks(run(last, false, |_| panic!("panics"))));
     }
 
+    /// Expect that a test that leaves a paused guest fails.
     #[test]
     fn a_test_that_leaves_a_paused_guest_fails() {
         let failure = run(Shared::new(), true, |_| Ok(()));
         assert_eq!(failure.as_deref(), Some("the guest does not run any more"));
     }
 
+    /// Expect that exactly one of four tests that run at the same time has the guest's report.
     #[test]
     fn of_tests_at_the_same_time_exactly_one_is_the_last() {
         for _ in 0..100 {

@@ -28,9 +28,9 @@ tests! {
 
 const FIRST: u32 = 42;
 
-/// A guest in which nothing but the end of the suspend can tell the driver of a change: its
-/// notification is held back, no interrupt is looked at, and no process waits in `poll`, which would
-/// be called anew when the process is thawed. Returns how many IDs were published, too.
+/// Boots a guest in which only the end of a suspend can make the driver look at the ID:
+/// notifications are held back, there is no early look, and no process sleeps in `poll`, which the
+/// kernel would call again when it thaws the process. Also returns how many IDs were published.
 fn deaf(context: &Context) -> Result<(Vm, u32)> {
     let options = Options {
         smp: Some(2),
@@ -61,21 +61,22 @@ fn suspend(vm: &Vm, script: &str) -> Result<()> {
     Ok(())
 }
 
-/// A clone of the machine as it sleeps, which is woken then.
+/// Clones the sleeping machine, then wakes the clone and the original.
 fn woken_clone(vm: &mut Vm, wake: impl Fn(&Vm) -> Result<()>) -> Result<Vm> {
     let snapshot = "asleep".parse()?;
     vm.snapshot(&snapshot)?;
     let options = Options {
         genctr: Some(FIRST + 1),
-        // It does not answer yet.
+        // The sleeping clone does not answer the harness.
         paused: true,
         ..vm.options()?
     };
     let clone = vm.clone_unchecked(&snapshot, options, None)?;
     clone.qmp(&cont {})?;
     thread::sleep(Duration::from_secs(1));
-    // The original wakes, too: it is asked at its end what its kernel has reported. A connection to
-    // the agent that begins before its device is back comes to nothing.
+    // The original is also woken: the suite asks it for its kernel's reports when it ends. A
+    // connection to the agent fails if it begins before the agent's device has resumed, so this
+    // waits for the end of the suspend.
     for vm in [&clone, vm] {
         wake(vm)?;
         said(vm, "PM: suspend exit")?;
@@ -83,7 +84,7 @@ fn woken_clone(vm: &mut Vm, wake: impl Fn(&Vm) -> Result<()>) -> Result<Vm> {
     Ok(clone)
 }
 
-/// Expects that the rule was applied at the end of the suspend. Nothing has read the device.
+/// Checks that the rule was applied at the end of the suspend, before any process reads the device.
 fn expect_caught(clone: &Vm, before: u32) -> Result<()> {
     expect_published(clone, before + 1)
         .with_context(|| clone.shell("dmesg | tail -n 20").unwrap_or_default())?;
@@ -99,8 +100,8 @@ fn expect_caught(clone: &Vm, before: u32) -> Result<()> {
     no_splat(clone)
 }
 
-/// Expect that a machine which is restored while it is suspended to idle applies the rule when it is
-/// woken, though the notification is lost.
+/// Expect that a machine that is restored while it is suspended to idle applies the rule when it is
+/// woken, though the notification is held back.
 fn a_restore_while_suspended_to_idle_is_caught(context: &Context) -> Result<()> {
     let (mut vm, before) = deaf(context)?;
     suspend(&vm, "echo freeze >/sys/power/state")?;
@@ -111,7 +112,7 @@ fn a_restore_while_suspended_to_idle_is_caught(context: &Context) -> Result<()> 
     expect_caught(&clone, before)
 }
 
-/// Expect the same of one that is suspended to RAM.
+/// Expect the same of a machine that is suspended to RAM.
 fn a_restore_while_suspended_to_ram_is_caught(context: &Context) -> Result<()> {
     let (mut vm, before) = deaf(context)?;
     suspend(
@@ -127,8 +128,8 @@ fn a_restore_while_suspended_to_ram_is_caught(context: &Context) -> Result<()> {
     expect_caught(&clone, before)
 }
 
-/// Expect the same of a machine whose processes are frozen, and which then resumes: `pm_test` stops
-/// there for five seconds.
+/// Expect the same of a machine that is restored while its processes are frozen: `pm_test` keeps
+/// them frozen for five seconds, and then ends the suspend.
 fn a_restore_while_frozen_is_caught(context: &Context) -> Result<()> {
     let (mut vm, before) = deaf(context)?;
     suspend(
@@ -152,7 +153,7 @@ fn swap(path: &Path) -> Vec<String> {
     ]
 }
 
-/// The machine's draws without the barrier, on its first CPU.
+/// Draws 100 times without the barrier, on the machine's first CPU.
 fn drawn(vm: &Vm) -> Result<BTreeSet<String>> {
     let draw = "exec taskset 1 sh -c 'for n in $(seq 100); do \
         head -c 16 /dev/urandom | od -An -tx1 | tr -d \" \"; done'";
@@ -177,13 +178,13 @@ fn hibernate(context: &Context, firmware: Firmware, how: &str) -> Result<()> {
     await_random(&vm)?;
     grow_old(&mut vm)?;
     draws::start(&vm, &["--barrier"])?;
-    // It reads the device when it is let go, not before: what the end of the hibernation does is
-    // seen first.
+    // The process is stopped, so it reads the device only when it is continued. Until then, only
+    // the end of the hibernation can reseed the kernel.
     vm.shell("killall -STOP contract")?;
     let before = generation(&vm)?;
     let swap = vm.shell("cd /sys/block; grep -lx 2097152 */size | cut -d/ -f1 | tail -n 1")?;
     let swap = format!("/dev/{}", swap.trim());
-    // The host hears that the program has begun before the guest sleeps.
+    // The sleep lets the host learn that the program has begun before the guest hibernates.
     let script = format!(
         "sleep 1; mkswap {swap} && swapon {swap} && sync && \
          echo {how} >/sys/power/disk && echo disk >/sys/power/state"
@@ -194,7 +195,7 @@ fn hibernate(context: &Context, firmware: Firmware, how: &str) -> Result<()> {
         if vm.pid()?.is_none() {
             return Ok(Some(()));
         }
-        // It says nothing more when it has gone.
+        // A machine that is off does not answer: the last output is kept.
         says = hibernating.says(&vm).unwrap_or(says.clone());
         Ok(None)
     })
@@ -214,7 +215,7 @@ fn hibernate(context: &Context, firmware: Firmware, how: &str) -> Result<()> {
         let mut options = options(&copy);
         options.append.push(format!("resume={swap}"));
         options.genctr = Some(value);
-        // A connection to the agent that begins before its device is back comes to nothing.
+        // A connection to the agent fails if it begins before the agent's device has resumed.
         options.paused = true;
         let resumed = context.boot(options)?;
         resumed.qmp(&cont {})?;
@@ -225,7 +226,7 @@ fn hibernate(context: &Context, firmware: Firmware, how: &str) -> Result<()> {
             generation(&resumed)? > before,
             "the kernel was not reseeded after the resume"
         );
-        // With its page in NVS, the counter is the old one, too: a process is not told.
+        // With the pages in NVS, the counter is also the old one: the process sees no change.
         let in_nvs = firmware == Firmware::Ovmf;
         let value = if in_nvs { FIRST } else { value };
         if !in_nvs {
@@ -252,15 +253,16 @@ fn hibernate(context: &Context, firmware: Firmware, how: &str) -> Result<()> {
     vm.stop().map(drop)
 }
 
-/// Expect that a machine which is hibernated once and resumed in two machines draws other bytes in
-/// each of them. The ID is in reserved memory, which the resume leaves alone.
+/// Expect that a machine that is hibernated once and resumed in two machines is reseeded by each
+/// resume, and that no draw is the same in both, without the barrier and with it. The ID is in
+/// reserved memory, which the resume does not restore.
 fn a_hibernated_machine_differs_in_two(context: &Context) -> Result<()> {
     hibernate(context, Firmware::Seabios, "shutdown")
 }
 
-/// Expect the same of the kernel's generator where the ID and the counter are in ACPI NVS, which
-/// the kernel writes back as it was. The old ID and the old counter are in memory then: the driver
-/// reseeds anyway, but no process that compares the counter sees a change.
+/// Expect the same of draws without the barrier where the ID and the counter are in ACPI NVS, which
+/// the resume restores. The old ID and the old counter are then in memory: the driver reseeds
+/// anyway, but a process that compares the counter sees no change.
 fn a_hibernated_machine_differs_in_two_with_its_id_in_nvs(context: &Context) -> Result<()> {
     hibernate(context, Firmware::Ovmf, "platform")
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A kernel thread that is runnable and never runs: a real-time process has its CPU to itself. It
-//! could be in the middle of a reseed that began before the restore, so the driver has to wait for
-//! it; only callers that may sleep wait, too.
+//! A kernel thread that is runnable but never runs, since a real-time process occupies its CPU. The
+//! thread could be in the middle of a reseed that began before the restore, so the driver has to
+//! wait for it. Only callers that may sleep wait with the driver.
 
 use crate::{
     context::{Context, Reply, genctr, lines, no_splat, scaled_time, wait},
@@ -22,14 +22,14 @@ tests! {
 const FIRST: u32 = 42;
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// A guest of which a process has the second CPU to itself.
+/// A guest whose second CPU a real-time process occupies.
 struct Starved {
     vm: Vm,
     process: Background,
 }
 
 impl Starved {
-    /// Boots the guest, starts the programs of `before`, and starves a worker then.
+    /// Boots the guest, calls `before`, which starts other programs, and then starves a worker.
     fn boot<T>(context: &Context, before: impl FnOnce(&Vm) -> Result<T>) -> Result<(Self, T)> {
         let options = Options {
             smp: Some(2),
@@ -44,7 +44,7 @@ impl Starved {
             echo -1 >/proc/sys/kernel/sched_rt_runtime_us
             for server in /sys/kernel/debug/sched/*_server/cpu1; do echo 0 >$server/runtime; done",
         )?;
-        // The SCI, and the threads of its handlers, move with the next one.
+        // The SCI and the threads of its handlers move to that CPU at the next interrupt.
         vm.qmp(&system_powerdown {})?;
         vm.shell("sleep 1")?;
         let result = before(&vm)?;
@@ -57,7 +57,7 @@ impl Starved {
         Ok((Self { vm, process }, result))
     }
 
-    /// The worker runs.
+    /// Ends the real-time process, and waits until the worker has run.
     fn end(self) -> Result<Vm> {
         let worked = worked(&self.vm)?;
         self.process.kill(&self.vm)?;
@@ -74,9 +74,10 @@ fn worked(vm: &Vm) -> Result<u32> {
     Ok(worked.trim().parse()?)
 }
 
-/// Expect that while a runnable kernel thread does not run, a read waits, and so does the header's
-/// barrier; a read with O_NONBLOCK is EAGAIN and poll(0) says "not ready", at once, also while a
-/// reader waits. When the thread has run, all are told.
+/// Expect that while a runnable kernel thread does not run, a read and the header's barrier wait, a
+/// read with O_NONBLOCK returns EAGAIN at once, poll(0) reports nothing at once, and no ID is
+/// published. Expect that when the thread has run, one ID is published, and all of them and a
+/// process that sleeps in poll learn of the new counter.
 fn calls_that_must_not_sleep_return_at_once(context: &Context) -> Result<()> {
     let start = |vm: &Vm, way: &str| -> Result<Background> {
         let process = Background::start(vm, &format!("exec contract at-once --way {way}"))?;
@@ -126,8 +127,8 @@ fn calls_that_must_not_sleep_return_at_once(context: &Context) -> Result<()> {
     no_splat(vm)
 }
 
-/// Expect that a read which was put off leaves poll with nothing to say once the counter has been
-/// read, also where the counter has become the complement of its old value.
+/// Expect that poll reports nothing once the counter has been read, where an earlier read returned
+/// EAGAIN and the counter has become its own complement since then.
 fn poll_owes_nothing_after_the_complement_was_read(context: &Context) -> Result<()> {
     let (mut starved, process) = Starved::boot(context, |vm| {
         notifications::hold(vm)?;
@@ -143,9 +144,9 @@ fn poll_owes_nothing_after_the_complement_was_read(context: &Context) -> Result<
     no_splat(&vm)
 }
 
-/// Expect that the driver does not claim each interrupt of ACPI's that is for another device while
-/// a reseed is pending: the kernel shuts a line whose interrupts no handler claims, and has to see
-/// that.
+/// Expect that the driver does not claim all of ACPI's interrupts that are for other devices while
+/// a reseed is pending. The kernel disables a line whose interrupts no handler claims, and has to
+/// be able to count them.
 fn interrupts_for_others_are_not_claimed_meanwhile(context: &Context) -> Result<()> {
     let (mut starved, ()) = Starved::boot(context, notifications::hold)?;
     let vm = &starved.vm;
@@ -154,12 +155,15 @@ fn interrupts_for_others_are_not_claimed_meanwhile(context: &Context) -> Result<
     let before = published(vm)?;
     starved.vm.set_genctr(FIRST + 1)?;
     let vm = &starved.vm;
-    // The first one has the thread woken.
+    // The first interrupt wakes the driver's thread.
     vmforks::interrupt(vm, 1)?;
     let first = vm.shell(&format!("sleep 1; {unclaimed}"))?;
     vmforks::interrupt(vm, 10)?;
     let then = vm.shell(&unclaimed)?;
-    ensure!(then != first, "it claims an unclaimed interrupt: {then}");
+    ensure!(
+        then != first,
+        "the driver claims the interrupts of other devices: {then}"
+    );
     ensure!(published(vm)? == before, "an ID was published meanwhile");
     let vm = starved.end()?;
     expect_published(&vm, before + 1)?;

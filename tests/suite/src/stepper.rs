@@ -49,7 +49,7 @@ tests! {
     every_instruction_of_a_draw_without_a_barrier [Soak]
 }
 
-/// How many draws each clone makes, its processes together.
+/// How many draws the processes of a clone make together.
 const DRAWS: usize = 6000;
 
 /// The counters of the two clones: no counter of the original is as high.
@@ -64,7 +64,7 @@ const NEW_KEY: &str = "crng_new_key";
 /// The kernel's function that random bytes come from.
 const DRAW: &str = "crng_make_state";
 
-/// At how many instructions of the driver `make test` takes a snapshot, about.
+/// About how many snapshots `make test` takes at instructions of the driver.
 const SAMPLE: usize = 10;
 
 /// A part of the name of each function of the driver that the kernel calls for read().
@@ -207,15 +207,15 @@ impl Symbols {
         }
     }
 
-    /// The kernel's functions whose names begin so. The compiler keeps code that is seldom executed
-    /// apart, and jumps there (`.cold`).
+    /// The kernel's functions whose names begin with `name`. The compiler keeps code that is seldom
+    /// executed apart, and jumps there (`.cold`).
     fn parts(&self, name: &str) -> Vec<Function> {
         let functions = self.0.iter().filter(|function| !function.driver);
         let functions = functions.filter(|function| function.name.starts_with(name));
         functions.cloned().collect()
     }
 
-    /// The driver's functions with that in their names.
+    /// The driver's functions whose names contain `part`.
     fn driver(&self, part: &str) -> Result<Vec<Function>> {
         let functions = self.0.iter().filter(|function| function.driver);
         let functions = functions.filter(|function| function.name.contains(part));
@@ -365,7 +365,7 @@ fn run_to(
 
 /// The guest that the snapshots are taken of.
 struct Original {
-    /// Dropped first: the guest runs again when it is asked how it fared.
+    /// Dropped first, so that the guest runs again when the suite asks for its kernel's reports.
     gdb: Gdb,
     vm: Vm,
     symbols: Symbols,
@@ -508,7 +508,7 @@ impl Original {
     }
 }
 
-/// What came of a snapshot.
+/// The result of a snapshot.
 struct Row {
     place: String,
     after: Option<String>,
@@ -546,7 +546,7 @@ fn two_clones(vm: &mut Vm, cpus: usize) -> Result<usize> {
     Ok(Same::of(&draws?).most)
 }
 
-/// Waits for what the processes of a clone draw.
+/// Waits for the draws of the processes of a clone.
 fn draws_of(vm: &Vm, cpus: usize) -> Result<Draws> {
     let files = |name: &str| {
         let files = (0..cpus).map(|cpu| format!("/tmp/{name}-{cpu}"));
@@ -634,14 +634,15 @@ fn look(path: Path) -> Look {
     }
 }
 
-/// Takes snapshots at some of a path's instructions.
+/// Takes snapshots at some of a path's instructions, and checks that no draw is equal in two
+/// clones.
 fn expect_no_equal_draw(context: &Context, path: Path, options: Options) -> Result<()> {
     let mut original = Original::boot(context, options, look(path))?;
     let all = original.boundaries(path)?;
     let rows = match path {
         Path::Periodic | Path::Builtin => original.rows_of(path, &sample_of_reseed(&all)?)?,
         Path::Read | Path::Driver => {
-            // The driver need not go the same way again.
+            // The driver may take another path the second time.
             let candidate = |at: &Boundary| path == Path::Read || at.after.is_some();
             let count = all.iter().filter(|at| candidate(at)).count();
             let every = count.div_ceil(SAMPLE).max(1);
@@ -671,8 +672,8 @@ fn judge(path: Path, rows: &[Row]) -> Result<()> {
     Ok(())
 }
 
-/// Expect that, wherever in a reseed of the kernel's own the snapshot was taken, the clones do not
-/// continue with the key of that reseed.
+/// Expect that no draw after the barrier is the same in two clones of a snapshot that was taken in
+/// a reseed of the kernel's own, at six instructions at which a key is in danger.
 fn a_snapshot_in_a_reseed_makes_no_draw_equal_on_1_cpu(context: &Context) -> Result<()> {
     expect_no_equal_draw(context, Path::Periodic, cpus(1))
 }
@@ -682,19 +683,21 @@ fn a_snapshot_in_a_reseed_makes_no_draw_equal_on_2_cpus(context: &Context) -> Re
     expect_no_equal_draw(context, Path::Periodic, cpus(2))
 }
 
-/// Expect the same of the reseed of the kernel's own driver.
+/// Expect the same, on one CPU, of the reseed of the kernel's own driver.
 fn a_snapshot_in_the_builtin_drivers_reseed_makes_no_draw_equal(context: &Context) -> Result<()> {
     expect_no_equal_draw(context, Path::Builtin, cpus(1))
 }
 
-/// Expect that a read() that a restore interrupts returns the old counter, or comes after a reseed
-/// with the new ID.
+/// Expect that no draw after a read() of the new counter is the same in two clones of a snapshot
+/// that was taken in a read(), at about ten instructions: the interrupted read() returns the old
+/// counter, or comes after a reseed with the new ID.
 fn a_snapshot_in_read_makes_no_draw_equal(context: &Context) -> Result<()> {
     expect_no_equal_draw(context, Path::Read, cpus(1))
 }
 
-/// Expect that a reseed of the driver that a restore interrupts is not taken for one with the new
-/// ID.
+/// Expect that no draw after the barrier is the same in two clones of a snapshot that was taken in
+/// a reseed of the driver's, at about ten instructions: the interrupted reseed is not taken for one
+/// with the new ID.
 fn a_snapshot_in_the_drivers_reseed_makes_no_draw_equal(context: &Context) -> Result<()> {
     expect_no_equal_draw(context, Path::Driver, cpus(1))
 }
@@ -733,7 +736,7 @@ fn the_first_id_is_mixed_in_before_the_reseed(context: &Context) -> Result<()> {
     let mix = function(&vm, "add_device_randomness")?;
     let reseed = function(&vm, "random_ioctl")?;
     let id = id_in_memory(&vm)?;
-    // The guest stands still while the debugger is attached, until it is told to run.
+    // The guest is stopped while the debugger is attached, until the debugger lets it run.
     vm.spawn(["sh", "-c", "sleep 1; insmod /vmgenid.ko"], "/tmp/insmod")?;
     let mut gdb = vm.debug()?;
     let mut mixed = false;
@@ -785,8 +788,9 @@ fn a_draw_of_the_vdso_needs_no_barrier(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Expect that the vDSO computes in the process, with a counter, also after the counter has changed,
-/// and without one: instructions are counted, and a system call takes five times as many.
+/// Expect that draws by the vDSO take less than half the time of draws by system calls: with a
+/// counter, also after it has changed, and without a counter. The guest's time counts its
+/// instructions, and a draw by a system call takes about five times as many.
 fn a_draw_of_the_vdso_is_no_system_call(context: &Context) -> Result<()> {
     let with_counter = Options {
         icount: true,
@@ -848,7 +852,8 @@ fn expect_no_barrier_needed(context: &Context, smp: u16) -> Result<()> {
     Ok(())
 }
 
-/// Takes snapshots at some of a path's instructions.
+/// Takes snapshots at some of a path's instructions, and checks that no draw is equal in two
+/// clones.
 fn expect_none_equal(context: &Context, smp: u16, path: Path, look: Look) -> Result<()> {
     let mut original = without_barrier(context, smp, look)?;
     let all = original.boundaries(path)?;
@@ -877,12 +882,13 @@ fn without_barrier(context: &Context, smp: u16, look: Look) -> Result<Original> 
     Original::boot_beside(context, options, look, draws)
 }
 
-/// Expect the same of every instruction of a reseed.
+/// Expect no equal draw after the barrier, for a snapshot at any instruction of a reseed of the
+/// kernel's own.
 fn every_instruction_of_a_reseed(context: &Context) -> Result<()> {
     every_instruction(context, Path::Periodic)
 }
 
-/// Expect the same of every instruction of that reseed.
+/// Expect the same of every instruction of the reseed of the kernel's own driver.
 fn every_instruction_of_the_builtin_drivers_reseed(context: &Context) -> Result<()> {
     every_instruction(context, Path::Builtin)
 }
@@ -897,7 +903,8 @@ fn every_instruction_of_the_drivers_reseed(context: &Context) -> Result<()> {
     every_instruction(context, Path::Driver)
 }
 
-/// Expect no equal draw of any instruction of a draw with patches/linux, without read().
+/// Expect no equal draw with patches/linux, without read(), for a snapshot at any instruction of a
+/// draw or of a reseed of the kernel's own.
 fn every_instruction_of_a_draw_without_a_barrier(context: &Context) -> Result<()> {
     let mut table = Table::default();
     let mut failures = Vec::new();
@@ -1004,6 +1011,7 @@ impl fmt::Display for Table {
 mod tests {
     use super::*;
 
+    /// Expect that a name has no types and no suffix of the compiler's, except .cold.
     #[test]
     fn a_name_is_without_what_the_compiler_added() {
         let apply = "_RINvMs_NtNtCs9XfaWdM7c5b_7vmgenid6driver4ruleNtB5_4Rule5applyNCNvB5_1f0EB9_";
@@ -1017,6 +1025,8 @@ mod tests {
         }
     }
 
+    /// Expect that the sample is where a key is in danger, and an error where a function is
+    /// missing.
     #[test]
     fn the_sample_of_a_reseed_is_where_the_key_is_in_danger() {
         let calls = [

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The device comes and goes while many use it, and the counter changes.
+//! The device is rebound and the module reloaded, while many processes use the device and the
+//! counter changes.
 
 use crate::{changes::Guest, context::Context, on, promises, tests};
 use anyhow::{Context as _, Result, ensure};
@@ -38,8 +39,10 @@ fn stress(context: &Context, args: &[&str], mut hear: impl FnMut(&str)) -> Resul
     Ok(())
 }
 
+/// Expect that no process gets a result that is not allowed while the device is rebound and the
+/// module reloaded, and that all promises hold in the same guest afterwards.
 fn rebinds_and_reloads_leave_a_sound_driver(context: &Context) -> Result<()> {
-    // Where each takes long, as many as there are in some minutes.
+    // With slow kernels, as many rebinds and reloads as fit into four minutes.
     let args: &[&str] = match kernel::default().as_str() {
         "tiny" | "builtin" => &["--binds", "50", "--loads", "10"],
         _ => &["--minutes", "4"],
@@ -47,13 +50,13 @@ fn rebinds_and_reloads_leave_a_sound_driver(context: &Context) -> Result<()> {
     stress(context, args, |line| eprintln!("stress: {line}"))
 }
 
-/// For `make soak`: all that was asked for, where that takes minutes.
+/// Expect the same of 1000 rebinds and 200 reloads. `make soak` runs this.
 fn a_thousand_rebinds_and_two_hundred_reloads(context: &Context) -> Result<()> {
     let args = ["--binds", "1000", "--loads", "200"];
     stress(context, &args, |line| eprintln!("{line}"))
 }
 
-/// For `make soak`: as long as SOAK says, in minutes.
+/// Expect the same of rebinds and reloads for SOAK minutes (60). `make soak` runs this.
 fn soak(context: &Context) -> Result<()> {
     let minutes = env::var("SOAK").unwrap_or("60".into());
     stress(context, &["--minutes", &minutes], |line| {
@@ -61,6 +64,8 @@ fn soak(context: &Context) -> Result<()> {
     })
 }
 
+/// Expect that stress-ng's test of devices exercises `/dev/vmgenid` without a failure, and that all
+/// promises for which the counter need not change hold afterwards.
 fn stress_ng_finds_nothing(context: &Context) -> Result<()> {
     let folder = context.host.link("stress-ng");
     let entries = folder.read_dir();

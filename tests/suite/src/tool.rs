@@ -67,8 +67,8 @@ fn refused(context: &Context, args: &[&str], words: &str) -> Result<()> {
     Ok(())
 }
 
-/// The name of a VM that goes when the test ends. Other runs of the tests have
-/// others.
+/// The name of a VM that is deleted when the test ends. The suite's process ID makes it differ from
+/// the names of other runs.
 struct Named<'a>(&'a Context, String);
 
 impl<'a> Named<'a> {
@@ -91,6 +91,7 @@ impl Drop for Named<'_> {
     }
 }
 
+/// Expect that `vm run` passes on the output, the error output and the exit status of the command.
 fn run_passes_output_and_status_through(context: &Context) -> Result<()> {
     let script = "echo out; echo err >&2; exit 7";
     let output = output(context, &["run", "--genctr", "9", "--", "sh", "-c", script])?;
@@ -108,8 +109,10 @@ fn run_passes_output_and_status_through(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Expect that `vm run` passes its input on unchanged, to the command or, without a command, to a
+/// shell.
 fn run_passes_input_through(context: &Context) -> Result<()> {
-    // More than any buffer on the way, and every byte there is.
+    // More bytes than any buffer on the way holds, with all values.
     let bytes: Vec<u8> = (0..1 << 20)
         .map(|n: u32| (n.wrapping_mul(2654435761) >> 13) as u8)
         .collect();
@@ -129,7 +132,7 @@ fn run_passes_input_through(context: &Context) -> Result<()> {
         output.stdout.len()
     );
 
-    // Without a command, a shell reads its commands there.
+    // Without a command, a shell reads its commands from the input.
     let mut shell = vm(context, &["run", "--genctr", "77"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -149,6 +152,8 @@ fn run_passes_input_through(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Expect that a VM stays until it is stopped, with its files and processes in a snapshot and in a
+/// clone, that each VM has its own counter, and that a refused command changes nothing.
 fn a_vm_outlives_the_commands_that_use_it(context: &Context) -> Result<()> {
     let names = [
         Named::new(context, "original"),
@@ -223,13 +228,13 @@ fn a_vm_outlives_the_commands_that_use_it(context: &Context) -> Result<()> {
     refused(context, &["start", original], original)?;
     expect(original, "50", "after refusals")?;
 
-    // In place, also when it does not run: a snapshot outlives that.
+    // A VM is restored in place also where it does not run: its snapshots stay.
     ok(context, &["stop", original])?;
     refused(context, &["exec", original, "--", "true"], "does not run")?;
     ok(context, &["restore", original, "first", "--genctr", "60"])?;
     expect(original, "60", "restored in place")?;
     ok(context, &["stop", clone])?;
-    // It has the snapshot, too, on its own disk.
+    // The clone also has the snapshot, on its own disk.
     let line = listed(context, clone)?.unwrap_or_default();
     ensure!(
         line.contains("stopped") && line.contains("first"),
@@ -238,6 +243,7 @@ fn a_vm_outlives_the_commands_that_use_it(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Expect that each impossible command fails with one line that names the cause.
 fn what_cannot_be_is_one_clear_line(context: &Context) -> Result<()> {
     refused(context, &["exec", "nobody", "--", "true"], "nobody")?;
     refused(context, &["stop", "nobody"], "nobody")?;
@@ -267,7 +273,7 @@ fn what_cannot_be_is_one_clear_line(context: &Context) -> Result<()> {
         &["run", "--cpu", "nonsense", "--", "true"],
         "nonsense",
     )?;
-    // Also the arguments' own errors.
+    // Errors in the arguments are also one line, with exit status 2.
     for args in [
         &["run", "--smp", "many"][..],
         &["frobnicate"],
@@ -285,6 +291,7 @@ fn what_cannot_be_is_one_clear_line(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Expect that `vm run` fails and shows the console when the guest's kernel panics.
 fn a_panic_shows_the_console(context: &Context) -> Result<()> {
     let output = output(
         context,
@@ -299,13 +306,14 @@ fn a_panic_shows_the_console(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Expect that a command in a guest that hangs fails after the timeout, and shows the console.
 fn a_hang_ends_within_a_bound(context: &Context) -> Result<()> {
     let name = Named::new(context, "hang");
     ok(context, &["start", &name])?;
     let qemu = qemu_pid(context, &name)?;
     let seconds = scaled_time(Duration::from_secs(5)).as_secs().to_string();
     let mut exec = running(context, &["--timeout", &seconds, "exec", &name])?;
-    // No vCPU runs any more: the guest says nothing for good.
+    // No vCPU runs any more, so the guest does not answer.
     kill_process(qemu, Signal::STOP)?;
     let status = exec.wait()?;
     kill_process(qemu, Signal::CONT)?;
@@ -323,7 +331,7 @@ fn a_hang_ends_within_a_bound(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Runs the tool with a command that does not end, and waits until that runs.
+/// Runs the tool with a command that does not end, and waits until the command runs.
 fn running(context: &Context, args: &[&str]) -> Result<Child> {
     let script = ["--", "sh", "-c", "echo ready; sleep 1000"];
     let mut child = vm(context, &[args, &script].concat())
@@ -336,7 +344,7 @@ fn running(context: &Context, args: &[&str]) -> Result<Child> {
     Ok(child)
 }
 
-/// The line of the list that a VM has.
+/// The line of `vm list` about a VM.
 fn listed(context: &Context, name: &str) -> Result<Option<String>> {
     let list = ok(context, &["list"])?;
     let line = list
@@ -345,7 +353,7 @@ fn listed(context: &Context, name: &str) -> Result<Option<String>> {
     Ok(line.map(String::from))
 }
 
-/// QEMU's process, as the list has it.
+/// The process ID of QEMU, from `vm list`.
 fn qemu_pid(context: &Context, name: &str) -> Result<Pid> {
     let line = listed(context, name)?.with_context(|| format!("{name} is not in the list"))?;
     let pid = line
@@ -356,12 +364,14 @@ fn qemu_pid(context: &Context, name: &str) -> Result<Pid> {
         .with_context(|| format!("no pid in: {line}"))
 }
 
-/// Whether a process runs; one that only waits to be reaped does not.
+/// Whether a process runs. A zombie does not.
 fn exists(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid()));
     stat.is_ok_and(|stat| !stat.contains(") Z "))
 }
 
+/// Expect that SIGINT and SIGTERM end the tool, its VM and its QEMU while a command runs, and that
+/// SIGINT before that leaves no VM in the list.
 fn ctrl_c_leaves_nothing_behind(context: &Context) -> Result<()> {
     for signal in [Signal::INT, Signal::TERM] {
         let mut child = running(context, &["run"])?;
@@ -377,7 +387,7 @@ fn ctrl_c_leaves_nothing_behind(context: &Context) -> Result<()> {
         ensure!(!exists(qemu), "{signal:?}: QEMU still runs, as {qemu:?}");
     }
 
-    // Also at any moment before that.
+    // Also at moments before the command runs.
     for milliseconds in [10, 50, 200, 500, 1000] {
         let mut child = vm(context, &["run", "--", "sleep", "1000"])
             .stderr(Stdio::null())
@@ -395,13 +405,15 @@ fn ctrl_c_leaves_nothing_behind(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Expect that the VM of a tool that was killed is in the list and can be deleted, or that its QEMU
+/// has ended.
 fn a_killed_tool_leaves_what_list_shows(context: &Context) -> Result<()> {
     let mut child = running(context, &["run"])?;
     let name = format!("run-{}", child.id());
     let qemu = qemu_pid(context, &name)?;
     child.kill()?;
     child.wait()?;
-    // Gone is as good, if QEMU is gone, too.
+    // The VM may also be gone, if its QEMU is.
     let Some(line) = listed(context, &name)? else {
         ensure!(!exists(qemu), "QEMU runs, and list does not show it");
         return Ok(());
@@ -416,6 +428,8 @@ fn a_killed_tool_leaves_what_list_shows(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Expect that added files, kernel parameters, the number of CPUs and arguments of QEMU's reach the
+/// guest, and that the module is not loaded with --no-module.
 fn files_and_arguments_reach_the_guest(context: &Context) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("file");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! VMClock as the source of the generation counter: when the driver takes it, what the driver
+//! VMClock as the source of the generation counter: when the driver uses it, what the driver
 //! refuses, and that Linux's own driver for it is not disturbed.
 //!
 //! With VMGENID_SOURCE=vmclock all promises, and all tests with clones, run on it.
@@ -61,7 +61,7 @@ fn module() -> String {
     kernel::driver(&kernel::default()).to_string()
 }
 
-/// Loads the module anew. Returns what the driver says.
+/// Reloads the module. Returns the lines that the driver logs.
 fn reload(vm: &Vm) -> Result<String> {
     vm.shell(&format!(
         "rmmod {module} 2>/dev/null; dmesg -c >/dev/null; insmod /vmgenid.ko && \
@@ -70,7 +70,7 @@ fn reload(vm: &Vm) -> Result<String> {
     ))
 }
 
-/// Expect that the driver reseeds, and gives no counter for this reason.
+/// Reloads the module, and checks that the driver gives this reason in one line and makes no node.
 fn refused(vm: &Vm, why: &str) -> Result<()> {
     let said = reload(vm)?;
     let line = format!("VMClock {why}: no generation counter, reseeding only");
@@ -81,14 +81,15 @@ fn refused(vm: &Vm, why: &str) -> Result<()> {
     no_node(vm)
 }
 
-/// Expect that CTRA is the source unless the module's parameter says otherwise.
+/// Expect that CTRA is the source where both exist and the module has no parameter.
 fn ctra_is_taken_where_both_exist(context: &Context) -> Result<()> {
     let vm = context.boot(both(&[]))?;
     expect_counter(&vm, 42)?;
     no_splat(&vm)
 }
 
-/// Expect that VMClock is the source with `vmclock=1`, and that CTRA is it where there is no VMClock.
+/// Expect that VMClock is the source with `vmclock=1`, and that CTRA is the source where there is
+/// no VMClock, or where VMClock has no counter, which the driver says in one line.
 fn the_parameter_chooses_vmclock(context: &Context) -> Result<()> {
     let vm = context.boot(both(&["vmclock=1"]))?;
     expect_counter(&vm, 77)?;
@@ -106,8 +107,8 @@ fn the_parameter_chooses_vmclock(context: &Context) -> Result<()> {
     no_splat(&vm)
 }
 
-/// Expect that `read` returns the low 32 bits of a larger counter, and that a change of the high
-/// half alone is no change for a file.
+/// Expect that `read` returns the low 32 bits of a larger counter, and that the crate returns all
+/// 64 bits.
 fn a_counter_of_64_bits_gives_its_low_half(context: &Context) -> Result<()> {
     let vm = vmforks::boot(context, vmclock(5))?;
     vmforks::poke(&vm, PAGE + COUNTER + 4, 7)?;
@@ -118,7 +119,8 @@ fn a_counter_of_64_bits_gives_its_low_half(context: &Context) -> Result<()> {
     no_splat(&vm)
 }
 
-/// Expect one line, no node, and a driver that still reseeds, for each field that is wrong.
+/// Expect one line and no node for each field that is wrong, and a node again when the field is
+/// right.
 fn a_page_that_lies_is_refused(context: &Context) -> Result<()> {
     let vm = vmforks::boot(context, vmclock(42))?;
     for (offset, wrong, right, why) in [
@@ -145,7 +147,7 @@ fn a_page_that_lies_is_refused(context: &Context) -> Result<()> {
         ensure!(!said.contains("VMClock"), "{why}, mended: {said}");
         expect_counter(&vm, 42)?;
     }
-    // A counter that goes down is a counter.
+    // The driver accepts a counter that has become smaller.
     vmforks::poke(&vm, PAGE + COUNTER, 41)?;
     expect_counter(&vm, 41)?;
     no_splat(&vm)
@@ -167,7 +169,7 @@ fn a_page_that_is_being_changed_is_waited_for(context: &Context) -> Result<()> {
         );
         Ok(())
     };
-    // The kernel opens the file before it reads.
+    // The open fails: it waits for the end of the change, but only for 100 ms.
     fails(read, "Input/output error")?;
     vmforks::poke(&vm, PAGE + SEQ_COUNT, 2)?;
     expect_counter(&vm, 42)?;
@@ -210,8 +212,9 @@ fn a_page_that_is_being_changed_is_waited_for(context: &Context) -> Result<()> {
     no_splat(&vm)
 }
 
-/// Expect that while the hypervisor changes the page a read with O_NONBLOCK of a new counter is EAGAIN
-/// and poll(0) says "not ready", and that poll says so when the change has ended.
+/// Expect that while the hypervisor changes the page, a read with O_NONBLOCK of a new counter is
+/// EAGAIN and poll(0) reports nothing, and that poll reports the file as readable when the change
+/// has ended.
 fn calls_that_must_not_sleep_say_so_while_the_page_changes(context: &Context) -> Result<()> {
     let vm = vmforks::boot(context, vmclock(42))?;
     let start = |way: &str| -> Result<Background> {
@@ -231,7 +234,7 @@ fn calls_that_must_not_sleep_say_so_while_the_page_changes(context: &Context) ->
     }
     vmforks::poke(&vm, PAGE + SEQ_COUNT, 2)?;
     for (process, expected) in &processes {
-        // It has read 43.
+        // This line comes when the process has read 43.
         wait(expected, || Reply::of(&process.says(&vm)?, 43))?;
     }
     no_splat(&vm)
@@ -324,8 +327,9 @@ fn without_an_id_device_there_is_no_node(context: &Context) -> Result<()> {
 }
 
 /// Expect that `ptp_vmclock` binds its device before and after the module was loaded, that its node
-/// shows the same counter, and that a change reaches both. A client of `/dev/vmclock0` that was
-/// running before, ClockBound's, sees each change.
+/// shows the same counter, and that a change reaches both. Expect that ClockBound's client of
+/// `/dev/vmclock0` sees each change, and that `vmgenid get` names that node where its user may not
+/// open it.
 fn linuxs_driver_is_not_disturbed(context: &Context) -> Result<()> {
     let mut options = vmclock(42);
     let load = context.add_ptp_vmclock(&mut options);
@@ -369,8 +373,8 @@ fn linuxs_driver_is_not_disturbed(context: &Context) -> Result<()> {
     vm.qom_set_counter(45)?;
     same(&vm, 45)?;
 
-    // Without /dev/vmgenid a user without access to /dev/vmclock0 gets an error that says so,
-    // unless there is another source.
+    // Without /dev/vmgenid, a user who may not open /dev/vmclock0 gets an error that names that
+    // node, unless there is another source.
     let get = "rm -f /dev/vmgenid; su nobody -c 'vmgenid get'";
     let output = vm.exec(["sh", "-c", get])?;
     let said = String::from_utf8_lossy(&output.stderr);

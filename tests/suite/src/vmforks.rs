@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Guests with our test module, which sees and does things inside of the kernel.
+//! Guests with the test module `vmforks`, through which tests observe and change the kernel.
 //! tests/module/vmforks.rs lists its files.
 
 use crate::context::{Context, await_random, settle, wait};
@@ -16,7 +16,7 @@ pub fn boot(context: &Context, mut options: Options) -> Result<Vm> {
         host: context.module("vmforks.ko"),
         guest: "/vmforks.ko".into(),
     });
-    // Many threads under many checkers.
+    // Tests with many threads need more memory, above all with checkers.
     options.memory = options.memory.or(Some(512));
     let vm = context.boot(options)?;
     await_random(&vm)?;
@@ -32,8 +32,8 @@ pub fn count(vm: &Vm) -> Result<u32> {
     Ok(vm.shell(&format!("cat {FOLDER}/count"))?.trim().parse()?)
 }
 
-/// Waits until they were called `expected` times: they are called from a work item, after an ID is
-/// published. They must not be called once more.
+/// Waits until the notifiers were called `expected` times and the guest has settled (a work item
+/// calls them, after an ID is published). Fails if they were called once more.
 pub fn expect_count(vm: &Vm, expected: u32) -> Result<()> {
     wait(&format!("{expected} calls of the notifiers"), || {
         Ok((count(vm)? >= expected).then_some(()))
@@ -47,15 +47,16 @@ pub fn expect_count(vm: &Vm, expected: u32) -> Result<()> {
     Ok(())
 }
 
-/// How many IDs the driver has published, as `/dev/sysgenid` counts them: where the module was
-/// loaded with `sysgenid=1`. This is a look at the mapped page, which reseeds nothing.
+/// How many IDs the driver has published, as `/dev/sysgenid` counts them. The module has to be
+/// loaded with `sysgenid=1`. This loads the count from the mapped page, which reseeds nothing.
 pub fn published(vm: &Vm) -> Result<u32> {
     let said = vm.shell("contract peek --node /dev/sysgenid")?;
     let count = said.trim().strip_prefix("mapped ");
     Ok(count.with_context(|| said.clone())?.parse()?)
 }
 
-/// Waits until it has published so many, and a while longer: it must not publish one more.
+/// Waits until the driver has published `expected` IDs and the guest has settled. Fails if it has
+/// published one more.
 pub fn expect_published(vm: &Vm, expected: u32) -> Result<()> {
     wait(&format!("{expected} IDs published"), || {
         Ok((published(vm)? == expected).then_some(()))
@@ -69,7 +70,7 @@ pub fn expect_published(vm: &Vm, expected: u32) -> Result<()> {
     Ok(())
 }
 
-/// Has the notifier sleep for so long.
+/// Makes the notifier of the test module sleep for this long.
 pub fn sleep(vm: &Vm, milliseconds: u64) -> Result<()> {
     vm.shell(&format!("echo {milliseconds} >{FOLDER}/sleep"))
         .map(drop)
@@ -81,8 +82,8 @@ pub fn notify(vm: &Vm, times: u32) -> Result<()> {
         .map(drop)
 }
 
-/// Has the handlers of ACPI's interrupt called, with nothing to do. Returns how long that
-/// took at least, in nanoseconds.
+/// Calls the handlers of ACPI's interrupt this many times, without an event for any of them.
+/// Returns the shortest time of a call, in nanoseconds.
 pub fn interrupt(vm: &Vm, times: u32) -> Result<u32> {
     let took = vm.shell(&format!(
         "echo {times} >{FOLDER}/interrupt; cat {FOLDER}/interrupt"
@@ -99,7 +100,7 @@ pub struct Background {
 
 impl Background {
     pub fn start(vm: &Vm, script: &str) -> Result<Self> {
-        // A name of its own.
+        // Each program has a log of its own.
         let log = vm.shell("mktemp /tmp/log.XXXXXX")?.trim().to_string();
         let pid = vm.spawn(["sh", "-c", script], &log)?;
         Ok(Self { pid, log })
@@ -119,7 +120,7 @@ impl Background {
         vm.shell(&format!("cat {}", self.log))
     }
 
-    /// Waits until it says this line.
+    /// Waits until the program has printed this line.
     pub fn await_line(&self, vm: &Vm, line: &str) -> Result<()> {
         let look = format!(
             "test -e /proc/{} || echo 'it has ended:'; cat {}",
@@ -142,7 +143,7 @@ impl Background {
         ))
     }
 
-    /// Waits until the program sleeps where no signal reaches it.
+    /// Waits until the program is in uninterruptible sleep.
     pub fn await_blocked(&self, vm: &Vm) -> Result<()> {
         wait("a program that waits", || {
             let state = self.state(vm)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Guests in which processes observe the counter in all ways at once, and the observations of each
-//! of them after a restore. See tests/contract/src/actors/warm.rs for which processes they are.
+//! Guests in which processes observe the counter in every way at once, and the checks of what each
+//! of them observed after a restore. tests/contract/src/actors/warm.rs has these processes.
 
 use crate::{
     age::grow_old,
@@ -17,22 +17,22 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 
 const LOG: &str = "/tmp/warm";
 
-/// As in the guest's program: the words before the numbers of looks.
+/// The number of words before the counts of looks, as in the guest's program.
 const MARK: usize = 8;
 
-/// A guest and its lookers.
+/// A guest and its lookers: the processes that observe the counter.
 pub struct Warm {
     pub vm: Vm,
     cpus: usize,
     board: Board,
 }
 
-/// The page on which the lookers count.
+/// The page on which the lookers count their looks.
 struct Board {
-    /// Where it is for them.
+    /// Its virtual address, which is the same in all lookers.
     address: u64,
     mark: Vec<u32>,
-    /// Where it is in the guest's memory, once that is known.
+    /// Its guest physical address, once that is known.
     physical: Option<u64>,
 }
 
@@ -55,19 +55,20 @@ impl FromStr for Board {
     }
 }
 
-/// The known state at the moment when a guest was saved.
+/// The state of a guest at the moment when it was saved.
 pub struct Moment {
     counter: u32,
     /// How often the kernel had been reseeded.
     reseeds: u64,
     /// How often the vmfork notifiers had been called.
     notified: u32,
-    /// How many looks each has counted.
+    /// How many looks each looker had counted.
     looks: Vec<u32>,
 }
 
 impl Moment {
-    /// The names of the lookers, in the order of their looks; the last one sleeps.
+    /// The names of the lookers, in the order of `looks`. The last one sleeps, and has no count
+    /// there.
     fn lookers(&self) -> Vec<String> {
         let spinners = 0..self.looks.len().saturating_sub(2);
         let spinners = spinners.map(|cpu| format!("spinner-{cpu}"));
@@ -108,7 +109,7 @@ impl FromStr for Seen {
     }
 }
 
-/// All that was drawn in all clones: each 32 bytes are there once.
+/// All draws of all clones, in hexadecimal, and which process made each.
 #[derive(Default)]
 pub struct Draws(BTreeMap<String, String>);
 
@@ -132,7 +133,7 @@ impl Draws {
     }
 }
 
-/// A property that does not hold: not to be taken for a restore that failed.
+/// A promise that does not hold, as opposed to a restore that failed.
 #[derive(Debug)]
 pub struct Broken(pub Error);
 
@@ -145,12 +146,12 @@ impl fmt::Display for Broken {
 impl std::error::Error for Broken {}
 
 impl Warm {
-    /// Boots a guest, and starts them.
+    /// Boots a guest, and starts the lookers.
     pub fn boot(context: &Context, options: Options) -> Result<Self> {
         Self::start(vmforks::boot(context, options)?)
     }
 
-    /// The same, in a guest that is old when they start.
+    /// The same, in a guest that is old when the lookers start.
     pub fn boot_old(context: &Context, options: Options) -> Result<Self> {
         let mut vm = vmforks::boot(context, options)?;
         grow_old(&mut vm)?;
@@ -159,7 +160,7 @@ impl Warm {
 
     fn start(vm: Vm) -> Result<Self> {
         let cpus = usize::from(vm.options()?.smp());
-        // Where it is udev that loads the module, that takes a while.
+        // In Debian, udev loads the module, some time after the boot.
         wait("/dev/vmgenid", || {
             let node = vm.shell("ls /dev/vmgenid 2>/dev/null || true")?;
             Ok((!node.is_empty()).then_some(()))
@@ -178,7 +179,7 @@ impl Warm {
         })
     }
 
-    /// Another guest that came out of this one, by now.
+    /// The same lookers in another guest, which has the state of this one.
     pub fn in_another(&self, vm: Vm) -> Self {
         Self {
             vm,
@@ -190,8 +191,8 @@ impl Warm {
         }
     }
 
-    /// Stops the guest, and returns how many observations each process has counted. It stands still
-    /// when this returns.
+    /// Stops the guest, and returns how many observations each process has counted. The guest is
+    /// stopped when this returns.
     pub fn stop(&mut self) -> Result<Moment> {
         let notified = vmforks::count(&self.vm)?;
         let reseeds = generation(&self.vm)?;
@@ -203,11 +204,11 @@ impl Warm {
         self.vm.qmp(&stop {})?;
         // The spinners, the reader, the child.
         let words = words(&self.vm, physical, MARK + self.cpus + 2)?;
-        let words = words.context("the board is out of memory")?;
+        let words = words.context("the board is not in the guest's memory")?;
         let (mark, looks) = words.split_at(MARK);
         ensure!(
             mark == self.board.mark,
-            "the board is another one: {mark:x?}"
+            "the board has another mark: {mark:x?}"
         );
         Ok(Moment {
             counter: self.vm.options()?.counter().context("no counter")?,
@@ -217,8 +218,8 @@ impl Warm {
         })
     }
 
-    /// Looks for the board with the eyes of a CPU. `None`: none of the spinners runs
-    /// on it just now.
+    /// Translates the board's address with the page tables of the first CPU. `None`: that CPU runs
+    /// none of the lookers at present.
     fn find_board(&self) -> Result<Option<u64>> {
         self.vm.qmp(&stop {})?;
         let said = self.vm.qmp(&human_monitor_command {
@@ -241,14 +242,15 @@ impl Warm {
             let now = self.stop()?;
             self.vm.qmp(&cont {})?;
             let mut looks = now.looks.iter().zip(&since.looks);
-            // One that had been counted may have been made before.
+            // A look is counted before it is made, so a look was certainly made only when the next
+            // one has been counted.
             Ok(looks
                 .all(|(now, then)| now.wrapping_sub(*then) > 1)
                 .then_some(()))
         })
     }
 
-    /// A moment of a guest that continues, without known observations.
+    /// The state of a guest that continues. The numbers of looks are not known.
     pub fn moment(&self, counter: u32) -> Result<Moment> {
         Ok(Moment {
             counter,
@@ -258,7 +260,7 @@ impl Warm {
         })
     }
 
-    /// Takes a snapshot. The guest stands still when this returns, as after [`Self::stop`].
+    /// Takes a snapshot. The guest is stopped when this returns, as after [`Self::stop`].
     pub fn snapshot(&mut self, name: &str) -> Result<Moment> {
         let moment = self.stop()?;
         self.vm.snapshot(&name.parse()?)?;
@@ -266,7 +268,7 @@ impl Warm {
     }
 }
 
-/// So many words of the guest's memory. `None`: there is no memory.
+/// Reads `count` words of the guest's memory. `None`: there is no memory at that address.
 fn words(vm: &Vm, physical: u64, count: usize) -> Result<Option<Vec<u32>>> {
     let said = vm.qmp(&human_monitor_command {
         command_line: format!("xp /{count}wx {physical:#x}"),
@@ -310,11 +312,11 @@ pub fn check(vm: &Vm, moment: &Moment, counter: u32, draws: &mut Draws) -> Resul
         Ok((all.len() >= all_lookers).then_some(()))
     });
     match all {
-        // The message names the process.
+        // `judge` names the process that has not seen the change.
         Err(err) if err.is::<Late>() => {}
         all => all?,
     }
-    // They are called after the reseed.
+    // The notifiers are called after the reseed.
     let notified = wait("the notifiers", || {
         let notified = vmforks::count(vm)?;
         Ok((notified > moment.notified).then_some(()))
@@ -323,7 +325,7 @@ pub fn check(vm: &Vm, moment: &Moment, counter: u32, draws: &mut Draws) -> Resul
         Err(err) if err.is::<Late>() => {}
         notified => notified?,
     }
-    // What must not happen has happened then.
+    // Whatever was still due has happened when this returns.
     settle(vm)?;
     let all = seen(vm, moment.counter)?;
     let notified = vmforks::count(vm)?;
@@ -331,7 +333,7 @@ pub fn check(vm: &Vm, moment: &Moment, counter: u32, draws: &mut Draws) -> Resul
     no_splat(vm)
 }
 
-/// Whether all observations are as promised, and how often the notifiers have been called by now.
+/// Checks that all observations are as promised, and that the notifiers were called once.
 fn judge(
     all: &[Seen],
     notified: u32,
@@ -344,8 +346,8 @@ fn judge(
         let (Some(seen), None) = (own.next(), own.next()) else {
             bail!("{name} has to learn of a restore, and once: {all:?}");
         };
-        // An observation that had been counted may have been made before; a process that sleeps
-        // makes none.
+        // The look that was counted last may have been made before the snapshot. Then the next look
+        // is the first one after the restore. A process that sleeps makes no looks.
         if let Some(&looks) = moment.looks.get(place) {
             let after = seen.look.wrapping_sub(looks);
             ensure!(
@@ -396,9 +398,10 @@ pub fn check_nothing(vm: &Vm, moment: &Moment) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// A guest with one CPU, saved at 42 when it had been reseeded twice.
+    /// The looks of a guest with one CPU: of the spinner, the reader and the child.
     const MOMENT: [u32; 3] = [100, u32::MAX, 7];
 
+    /// A guest that was saved at 42, when it had been reseeded twice.
     fn moment() -> Moment {
         Moment {
             counter: 42,
@@ -408,7 +411,7 @@ mod tests {
         }
     }
 
-    /// The observations that are right for 43.
+    /// The observations that are right where the new counter is 43.
     fn right() -> Vec<Seen> {
         let looks = [101, 0, 7, 0];
         let lookers = moment().lookers().into_iter().zip(looks).enumerate();
@@ -421,18 +424,21 @@ mod tests {
         result.err().map_or("right".into(), |err| err.to_string())
     }
 
-    /// The message if one value differs.
+    /// The result of `judge` if one value of one observation differs.
     fn if_only(who: usize, change: fn(&mut Seen)) -> String {
         let mut all = right();
         change(&mut all[who]);
         judged(&all, 3)
     }
 
+    /// Expect no error for observations that are as promised.
     #[test]
     fn what_is_right_is_right() {
         assert_eq!(judged(&right(), 3), "right");
     }
 
+    /// Expect an error that names the cause for each value that is wrong: an old counter, no
+    /// reseed, a short draw, a stale look, a second call of the notifiers.
     #[test]
     fn each_promise_is_looked_at() {
         for who in 0..4 {
@@ -447,6 +453,7 @@ mod tests {
         assert!(judged(&right(), 4).contains("called 2 times"));
     }
 
+    /// Expect an error if a process has seen no change, or two.
     #[test]
     fn each_learns_once() {
         for who in 0..4 {
@@ -458,6 +465,7 @@ mod tests {
         }
     }
 
+    /// Expect an error if two clones drew the same bytes.
     #[test]
     fn the_same_bytes_in_two_clones_are_noticed() {
         let mut draws = Draws::default();

@@ -18,8 +18,8 @@ use std::time::Duration;
 
 /// Guests with a VM generation counter: boot, snapshot, clone
 ///
-/// Errors are one line on standard error and exit status 1; of run and exec,
-/// which pass on the exit status of CMD, 125.
+/// An error is one line on standard error, and exit status 1; or 125 for run and exec, which pass
+/// on the exit status of CMD.
 #[derive(Parser)]
 #[command(
     name = "vm",
@@ -73,7 +73,7 @@ enum Action {
     Restore {
         name: Name,
         snapshot: Name,
-        /// The counter's new value; one that it has not had
+        /// The counter's new value, which it has not had before
         #[arg(long, value_name = "N")]
         genctr: Option<u32>,
         /// Make a clone of this name, with a disk of its own; the original continues
@@ -105,7 +105,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Help is what it is; what is wrong with the arguments is one line.
+/// Prints help as clap has it, and an error in the arguments in one line.
 fn misused(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         error.exit();

@@ -16,7 +16,7 @@ use std::{thread, time::Duration};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The call; if none is named, the counter says which one: it grows by 1, 2 or 3
+    /// The call; without this, the step of the counter selects it: 1, 2 or 3
     #[arg(long)]
     way: Option<Way>,
 }
@@ -31,7 +31,7 @@ enum Way {
 /// The calls, for a counter that grows by 1, 2, 3.
 const WAYS: [Way; 3] = [Way::Read, Way::Nonblock, Way::Poll];
 
-/// The first answer.
+/// Makes the call, and returns a word for its answer.
 fn ask(way: Way, file: &OwnedFd, nonblock: &OwnedFd) -> anyhow::Result<&'static str> {
     let read = match way {
         Way::Read => sys::read(file),
@@ -73,7 +73,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let answer = ask(way, &file, &nonblock)?;
         println!("first {value} {answer} {}", micros());
         if answer != "read" {
-            // Where the generator had to be reseeded first, poll says when it has been.
+            // Where the generator has to be reseeded first, poll reports the file as readable after
+            // that.
             let said = by_poll(&nonblock, &LONG)?;
             ensure!(said == Said::Readable, "poll says {said:?}");
             let read = sys::read(&nonblock).context("read, O_NONBLOCK, once it is ready")?;
@@ -82,15 +83,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let mut bytes = [0; 32];
         draw(&mut bytes)?;
         println!("then {value} {} {}", micros(), hex(&bytes));
-        // Neither file is behind.
+        // After this, both files have returned the new counter.
         sys::read(&file).context("read")?;
         sys::read(&nonblock).context("read, O_NONBLOCK")?;
         last = value;
     }
 }
 
-/// A read that is put off at one counter, which then becomes its complement: when that has been
-/// read, poll has nothing left to say.
+/// Makes a read return EAGAIN at one value of the counter, which then becomes its own complement.
+/// When the complement has been read, poll must report nothing.
 pub fn owed() -> anyhow::Result<()> {
     let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
     let map = sys::Map::readonly(&file).context("mmap")?;

@@ -24,11 +24,10 @@ pub struct Args {
     /// Threads that wait in poll, then read
     #[arg(long, default_value_t = 0)]
     pollers: usize,
-    /// Milliseconds after which those look for themselves: where nothing tells
-    /// them
+    /// Milliseconds after which these call poll again, where no notification wakes them
     #[arg(long)]
     poll_again: Option<u32>,
-    /// The counter grows by one, and waits for all of us each time
+    /// The counter grows by one at a time, when all threads have seen the last value
     #[arg(long)]
     steps: bool,
 }
@@ -43,7 +42,8 @@ struct Start {
 }
 
 impl Start {
-    /// A thread that has learned of another value finds the kernel reseeded since the last one.
+    /// Checks that the kernel has been reseeded since the last value, for a thread that has learned
+    /// of a new one.
     fn check(&self, who: &str, value: u32) -> anyhow::Result<()> {
         let before = self.reseeds.load(SeqCst);
         let reseeds = sys::reseeds()?;
@@ -73,7 +73,7 @@ fn reader(start: &Start, seen: &AtomicU32) -> anyhow::Result<()> {
     let file = open()?;
     let mut last = start.counter;
     loop {
-        // The scheduler's turns are long where all CPUs are busy.
+        // Time slices are long where all CPUs are busy, so each has many reads.
         for _ in 0..100 {
             let value = sys::read(&file).context("read")?;
             if value != last {
@@ -113,10 +113,10 @@ fn poller(start: &Start, again: Option<u32>, seen: &AtomicU32) -> anyhow::Result
     }
 }
 
-/// Says one line for each value that all threads have seen. One that sees something wrong says so,
-/// and all end.
+/// Prints one line for each value that all threads have seen. A thread that sees an error prints
+/// it, and ends the program.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    // Some time is for others.
+    // The low priority leaves CPU time to other processes.
     rustix::process::nice(19).context("nice")?;
     let start = Start {
         counter: sys::read(&open()?).context("read")?,

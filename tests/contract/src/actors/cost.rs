@@ -98,8 +98,8 @@ fn measure(mut call: impl FnMut()) -> f64 {
     times.into_iter().fold(f64::INFINITY, f64::min)
 }
 
-/// The same, of a call that does not reseed the kernel's generator. (A young kernel reseeds it by
-/// itself now and then.)
+/// The same, of a call that does not reseed the kernel's generator. (A young kernel also reseeds it
+/// without a call.)
 fn measure_without_reseed(mut call: impl FnMut()) -> anyhow::Result<f64> {
     for _ in 0..5 {
         let before = sys::reseeds()?;
@@ -161,8 +161,8 @@ fn calls() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The same code in both: what the compiler makes of it in one place is not what it
-/// makes of it in another.
+/// A generator whose functions are not inlined. So the bare and the guarded measurement execute the
+/// same code of it.
 struct OutOfLine(ChaCha20Rng);
 
 impl SeedableRng for OutOfLine {
@@ -218,7 +218,7 @@ fn library(row: impl Fn(&str, f64)) -> anyhow::Result<()> {
             measure(|| {
                 let bytes = black_box(&mut *bytes);
                 let Ok(()) = bare.try_fill_bytes(bytes);
-                // A caller uses its bytes.
+                // A caller would use the bytes.
                 black_box(bytes);
             }),
         );
@@ -289,7 +289,7 @@ fn vmforks(name: &str) -> anyhow::Result<u64> {
 }
 
 fn notification() -> anyhow::Result<()> {
-    // That of the host is held back: ours is the one whose time is taken.
+    // The host's notification is held back: the test module sends the one that is measured.
     let _masked = Masked::new()?;
     let [mut handled, mut notifiers] = [u64::MAX; 2];
     for _ in 0..CHANGES {
@@ -298,7 +298,7 @@ fn notification() -> anyhow::Result<()> {
         reseeded_by("the notification", || {
             fs::write(format!("{VMFORKS}/notify"), "1").context("notify")
         })?;
-        // Our driver has the notifiers called from a work item, after the reseed.
+        // The driver calls the notifiers from a work item, after the reseed.
         within_a_minute("the notifiers", || Ok(vmforks("count")? != before))?;
         ensure!(
             vmforks("count")? == before + 1,
@@ -349,7 +349,7 @@ fn barrier() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits however long it takes: where the guest's time counts instructions, it flies while all
+/// Waits without a bound: where the guest's clock counts instructions, it advances fast while all
 /// processes sleep.
 fn until_told(epoll: &Epoll) -> anyhow::Result<Said> {
     loop {
@@ -368,7 +368,7 @@ fn timeline(out: &Path, barrier: bool) -> anyhow::Result<()> {
     let part = out.with_extension("part");
     let mut to = fs::File::create(&part).with_context(|| format!("create {part:?}"))?;
 
-    // The processes that sleep until the counter changes.
+    // A thread that sleeps until the counter changes.
     let waiter = sys::open(NODE)?;
     let epoll = Epoll::edge_triggered(&waiter)?;
     let waiter = thread::spawn(move || -> anyhow::Result<u64> {
@@ -377,12 +377,14 @@ fn timeline(out: &Path, barrier: bool) -> anyhow::Result<()> {
             said => bail!("the waiter: {said:?}"),
         }
     });
-    // It sleeps before this one begins to spin, away from where interrupts go.
+    // The thread sleeps before this one begins to spin, on the last CPU: interrupts go to the
+    // first.
     thread::sleep(Duration::from_millis(100));
     warm::pin(thread::available_parallelism()?.get() - 1)?;
     println!("spinning on {last}");
 
-    // Before the last look that did not see it: the restore came after that.
+    // `resumed` is the time before the last look that did not see the change: the restore came
+    // after that time.
     let [mut before, mut resumed] = [sys::now(); 2];
     let mut reseeds = sys::reseeds()?;
     while map.load(0) == last {
@@ -410,13 +412,13 @@ fn timeline(out: &Path, barrier: bool) -> anyhow::Result<()> {
     };
     line(what, reseeded)?;
     line("poll woken", woken)?;
-    // They may be called later than the waiter is woken.
+    // The notifiers may be called after the waiter is woken.
     within_a_minute("the notifiers", || Ok(vmforks("count")? != calls))?;
     line("vmfork notifiers called", vmforks("at")?)?;
     fs::rename(&part, out).context("rename")
 }
 
-/// What the kernel says of this process, in bytes: resident memory, page tables.
+/// The memory of this process, in bytes: resident memory and page tables.
 fn memory() -> anyhow::Result<[u32; 2]> {
     let status = fs::read_to_string("/proc/self/status")?;
     let bytes = |name: &str| -> anyhow::Result<u32> {
@@ -433,13 +435,13 @@ fn mappings(count: u32) -> anyhow::Result<()> {
     // Shared by all: how many are done, how many could not do it, and the sums.
     let board = sys::Map::shared(sys::page())?;
     let child = || -> anyhow::Result<()> {
-        // What looking takes is there before.
+        // The first call allocates what the measurement itself needs.
         memory()?;
         let before = memory()?;
         let map = sys::Map::readonly(&file)?;
         black_box(map.load(0));
         let after = memory()?;
-        // It stays.
+        // The mapping stays until the process ends.
         std::mem::forget(map);
         for n in 0..2 {
             board.word(2 + n).fetch_add(after[n] - before[n], Relaxed);
@@ -490,20 +492,20 @@ fn waiters(count: u32) -> anyhow::Result<()> {
             let wait = move || {
                 asleep.fetch_add(1, Relaxed);
                 let said = until_told(&epoll);
-                // Until here the epoll knew it.
+                // The file is open until here: the epoll would drop a file that is closed.
                 drop(file);
                 last.fetch_max(sys::now(), Relaxed);
                 awake.fetch_add(1, Relaxed);
                 assert!(matches!(said, Ok(Said::Readable)), "a waiter: {said:?}");
             };
-            // Small, as they are many.
+            // The stacks are small, since there are many.
             let thread = thread::Builder::new().stack_size(1 << 16);
             thread.spawn_scoped(scope, wait)?;
         }
         while asleep.load(Relaxed) < count.into() {
             thread::sleep(Duration::from_millis(10));
         }
-        // From having said so to being asleep.
+        // A waiter counts itself before it sleeps.
         thread::sleep(Duration::from_secs(1));
         change()?;
         let start = sys::now();

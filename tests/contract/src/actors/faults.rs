@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Fault injection: each allocation, and each copy to or from userspace, that a
-//! call makes fails once, one after the other, until the call needs none more.
-//! The kernel counts them (`/proc/self/fail-nth`), the driver's and its own.
+//! Fault injection: each allocation, and each copy to or from userspace, that a call makes fails
+//! once, one after the other, until the call has no further one. The kernel counts them
+//! (`/proc/self/fail-nth`), both the driver's and its own.
 //!
 //! Once a fault is on its way, only the call under test may enter the kernel.
 
@@ -21,12 +21,12 @@ use rustix::{
 };
 use std::{collections::BTreeMap, fs, path::Path};
 
-/// More than any call needs: a walk that does not end.
+/// More faults than any call has: a walk that gets here does not end.
 const MOST: u32 = 100_000;
 
 #[derive(clap::ValueEnum, Clone, Copy)]
 pub enum Call {
-    /// A probe of what the module does not know yet.
+    /// The first probe after a load of the module.
     FirstBind,
     Bind,
     Open,
@@ -37,8 +37,7 @@ pub enum Call {
     Epoll,
 }
 
-/// Walks through all faults of one call. Says how many there were, and what
-/// became of it.
+/// Walks through all faults of one call. Prints how many there were, and their outcomes.
 pub fn walk(call: Call) -> anyhow::Result<()> {
     let faults = Faults::new()?;
     match call {
@@ -62,25 +61,25 @@ impl Faults {
         Ok(Self(sys::open_as(path, OFlags::RDWR).context(path)?))
     }
 
-    /// Makes the call with its fault number `nth`. `None`: it has fewer.
+    /// Makes the call, in which the fault number `nth` is injected. `None`: the call has fewer.
     fn inject<T>(&self, nth: u32, call: impl FnOnce() -> T) -> anyhow::Result<Option<T>> {
         let number = nth.to_string();
         rustix::io::pwrite(&self.0, number.as_bytes(), 0).context("fail-nth")?;
         let result = call();
 
-        // Reading is a copy to userspace, too: it fails if it is the next.
+        // Reading this file is also a copy to userspace, which fails if the fault is still due.
         let mut left = [b'?'; 16];
         let untouched = match rustix::io::pread(&self.0, &mut left, 0) {
             Ok(_) => left[0] != b'0',
             Err(_) => true,
         };
-        // As is writing.
+        // Writing to it fails for the same reason.
         while rustix::io::pwrite(&self.0, b"0", 0).is_err() {}
         Ok((!untouched).then_some(result))
     }
 }
 
-/// What became of the faults, and how often.
+/// The outcomes of the faults, and how often each came.
 #[derive(Default)]
 struct Outcomes(BTreeMap<String, u32>);
 
@@ -97,8 +96,8 @@ impl Outcomes {
     }
 }
 
-/// Walks through the faults of a call on something that is made new each time.
-/// A call that fails does so with an error of memory; the next works.
+/// Walks through the faults of a call, on a new subject each time. A call may fail with ENOMEM,
+/// EFAULT or EINVAL, and the next one has to succeed.
 fn calls<F, T>(
     faults: &Faults,
     make: impl Fn() -> rustix::io::Result<F>,
@@ -115,7 +114,7 @@ fn calls<F, T>(
             Ok(_) => outcomes.add("harmless"),
             Err(Errno::NOMEM) => outcomes.add("NOMEM"),
             Err(Errno::FAULT) => outcomes.add("FAULT"),
-            // What mmap says where the kernel cannot note the memory's type.
+            // mmap returns this where the kernel cannot record the memory's type.
             Err(Errno::INVAL) => outcomes.add("INVAL"),
             Err(errno) => bail!("fault {nth}: {errno:?}"),
         }
@@ -146,8 +145,8 @@ fn epoll_once(file: &OwnedFd) -> rustix::io::Result<()> {
     epoll::wait(&epoll, &mut events, Some(&Timespec::default())).map(drop)
 }
 
-/// Waits for another counter, and then for what a read does that cannot copy it:
-/// what poll compares with stays as it was.
+/// Waits for another counter, then walks through the faults of a read. A read that cannot copy the
+/// counter is EFAULT, and the file stays readable.
 fn reads(
     faults: &Faults,
     read: impl Fn(&OwnedFd) -> rustix::io::Result<u32>,
@@ -197,7 +196,7 @@ fn looks_early() -> anyhow::Result<bool> {
     Ok(interrupts.lines().any(|line| line.ends_with(&handler)))
 }
 
-/// What became of a probe; an error if that cannot be.
+/// The outcome of a probe; an error if the outcome is not allowed.
 fn outcome(device: &Device, log: &mut Log) -> anyhow::Result<&'static str> {
     let bound = device.is_bound();
     let registered = Path::new("/sys/class/misc/vmgenid").exists();
@@ -218,7 +217,7 @@ fn outcome(device: &Device, log: &mut Log) -> anyhow::Result<&'static str> {
             plain()?;
             "bound without the early look, one line"
         }
-        // The kernel's own part, devtmpfs, does without a word.
+        // devtmpfs, a part of the kernel, fails without a message.
         (true, true, false, 0) => "bound, but devtmpfs has no node",
         (true, false, false, 1) => "bound without a node, one line",
         (false, false, false, 0) => "not bound",
@@ -227,7 +226,7 @@ fn outcome(device: &Device, log: &mut Log) -> anyhow::Result<&'static str> {
     })
 }
 
-/// The faults of a probe, by a module that is loaded anew each time or not.
+/// Walks through the faults of a probe. With `anew`, the module is reloaded before each probe.
 fn bind(faults: &Faults, anew: bool) -> anyhow::Result<()> {
     let device = Device::bound()?;
     let mut log = Log::from_now_on()?;
@@ -238,7 +237,7 @@ fn bind(faults: &Faults, anew: bool) -> anyhow::Result<()> {
         }
         Ok(())
     };
-    // No other process binds it.
+    // The kernel must not bind the device when the module is loaded.
     fs::write("/sys/bus/platform/drivers_autoprobe", "0").context("drivers_autoprobe")?;
     device.unbind().context("unbind")?;
 
@@ -272,7 +271,7 @@ fn bind(faults: &Faults, anew: bool) -> anyhow::Result<()> {
                 .unbind()
                 .with_context(|| format!("unbind after fault {nth}"))?;
         }
-        // The next one works.
+        // The next bind works.
         device
             .bind()
             .with_context(|| format!("bind after fault {nth}"))?;
@@ -286,11 +285,11 @@ fn bind(faults: &Faults, anew: bool) -> anyhow::Result<()> {
     bail!("no end")
 }
 
-/// What becomes of a probe, or of another probe's absence: for the faults of functions, which the
+/// Prints the outcome of one probe, by an insmod or by a bind: for faults of functions, which the
 /// kernel counts for all callers.
 pub fn probe(again: bool) -> anyhow::Result<()> {
     let mut log = Log::from_now_on()?;
-    // It has this name in QEMU. The device of `vmgenctr` is there once that is loaded.
+    // The name of the device in QEMU. `vmgenctr` makes its own device when it is loaded.
     let device = || Device::named("QEMUVGID:00");
     let result = if again {
         device().try_bind()

@@ -21,9 +21,9 @@ const NAP: Duration = Duration::from_micros(200);
 /// How many draws come at a stretch.
 const STRETCH: usize = 25;
 
-/// How long the process sleeps after a stretch: a preempted kernel thread runs meanwhile. At first
-/// for so short that the thread gets only a bit further each time: what it does may be undone soon,
-/// and draws that come in between have to be seen.
+/// How long the process sleeps after a stretch. A preempted kernel thread runs meanwhile. The first
+/// sleeps are short, so the thread advances only a little in each: it may install an old key, which
+/// another reseed soon replaces, and the draws in between have to be seen.
 fn rest(stretches: usize) -> Duration {
     match stretches as u64 {
         few @ ..100 => Duration::from_micros(few),
@@ -48,8 +48,8 @@ pub struct Args {
     /// Do not read the device before the draws
     #[arg(long)]
     no_barrier: bool,
-    /// Look at the counter by reading the device, and not at the mapped page; the
-    /// read that returns the new counter is the barrier
+    /// Look at the counter by reading the device, and not at the mapped page; the read that returns
+    /// the new counter is the barrier
     #[arg(long, conflicts_with = "no_barrier")]
     by_read: bool,
     /// Draw from the vDSO, with a key that the process has held since before
@@ -67,7 +67,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(vdso) => vdso.draw(bytes),
         None => draw(bytes),
     };
-    // Then it has a key.
+    // After one draw, the vDSO has a key.
     draw(&mut [0; 16])?;
     warm::pin(args.cpu)?;
     sys::set_fifo(PRIORITY).context("SCHED_FIFO")?;
@@ -97,7 +97,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 /// Prints the time of 1,000 draws of 16 bytes from the vDSO, then by system calls, in nanoseconds.
 pub fn vdso() -> anyhow::Result<()> {
     let mut vdso = sys::VdsoRandom::new()?;
-    // Then it has a key.
+    // After one draw, the vDSO has a key.
     vdso.draw(&mut [0; 16])?;
     let time = |draw: &mut dyn FnMut(&mut [u8]) -> anyhow::Result<()>| -> anyhow::Result<u64> {
         let start = sys::now();

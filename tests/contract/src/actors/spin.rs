@@ -16,14 +16,14 @@ pub struct Args {
     no_barrier: bool,
 }
 
-/// Spins on the mapped counter; a change is answered as a library should: read
-/// the device, then draw from the kernel.
+/// Spins on the mapped counter. At a change it does what a library should do: it reads the device,
+/// then draws from the kernel.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
     let map = sys::Map::readonly(&file).context("mmap")?;
     let mut last = sys::read(&file).context("read")?;
 
-    // Opened before the restore: afterwards there is no time for that.
+    // Opened before the restore: after it, there is no time for that.
     let mut out = fs::File::create(&args.out).with_context(|| format!("create {:?}", args.out))?;
     writeln!(out, "spinning on {last}")?;
 
@@ -55,7 +55,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// Computes. Says when it was kept from that for `least` or longer, without a break.
+/// Computes without end. Prints each interruption of `least` or longer.
 pub fn held(least: Duration, fifo: Option<u8>) -> anyhow::Result<()> {
     if let Some(priority) = fifo {
         sys::set_fifo(priority).context("SCHED_FIFO")?;

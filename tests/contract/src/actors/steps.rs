@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What becomes of the driver, one step after the other: all that a test wants
-//! to know of each, in one run of one program, for guests that are slow.
+//! Takes steps with the driver, one after the other, and prints all that a test needs to know after
+//! each. It is one program, since many would take long in slow guests.
 
 use crate::{
     NODE,
@@ -19,8 +19,8 @@ pub struct Args {
     steps: Vec<String>,
 }
 
-/// Does each step. Says, a line each: the step, the kernel's answer, which devices
-/// are bound, what the node says, and what the kernel has said meanwhile.
+/// Takes each step. Prints, one line each: the step, the kernel's answer, the devices that are
+/// bound, the node's counter, and the lines that the kernel has logged meanwhile.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut log = Log::from_now_on()?;
     for step in &args.steps {
@@ -73,7 +73,7 @@ fn take(step: &str) -> anyhow::Result<Option<Errno>> {
     }
 }
 
-/// As the kernel's headers have it.
+/// The name of the error, as the kernel's headers have it.
 fn name(errno: Errno) -> String {
     match errno {
         Errno::NODEV => "ENODEV".into(),
@@ -82,7 +82,7 @@ fn name(errno: Errno) -> String {
     }
 }
 
-/// The counter of a node that works.
+/// The node's counter, if there is a node, which then has to work.
 fn node() -> anyhow::Result<String> {
     if !fs::exists(NODE)? {
         return Ok("none".into());

@@ -30,7 +30,7 @@ pub struct Args {
     /// one
     #[arg(long, default_value_t = 1 << 18)]
     len: usize,
-    /// Take it that this machine is never restored
+    /// Assume that this machine is never restored
     #[arg(long)]
     forks_only: bool,
 }

@@ -2,8 +2,7 @@
 
 //! The device is unbound and bound, the module unloaded and loaded, again and again, while many
 //! processes use the node in every way there is, and the host changes the counter. Each process
-//! knows the results that are allowed at any moment, and ends with an error if it is told anything
-//! else.
+//! knows the results that are allowed at any moment, and ends with an error at any other result.
 
 use crate::{
     NODE,
@@ -63,15 +62,15 @@ const KINDS: [(&str, Work); 9] = [
     ("fork", forks),
 ];
 
-/// Uses a file until it is gone, or for a while.
+/// Uses a file until its device is unbound, or for some calls.
 type Work = fn(&Seat, OwnedFd) -> anyhow::Result<()>;
 
 const GO: u32 = 0;
-/// Close all, and wait.
+/// The processes close their files, and wait.
 const PAUSE: u32 = 1;
 const STOP: u32 = 2;
 
-/// How many calls one open file is good for.
+/// How many calls a process makes with one open file.
 const CALLS: usize = 50;
 
 const MOMENT: Timespec = Timespec {
@@ -133,17 +132,17 @@ impl Seat {
         self.board.order().load(Relaxed) == GO
     }
 
-    /// A call that worked.
+    /// Counts a call that worked.
     fn did(&self) {
         self.board.count(self.number, 0).fetch_add(1, Relaxed);
     }
 
-    /// A file whose device went.
+    /// Counts a file whose device was unbound.
     fn gone(&self) {
         self.board.count(self.number, 1).fetch_add(1, Relaxed);
     }
 
-    /// A node that was not there.
+    /// Counts a node that was not there.
     fn absent(&self) {
         self.board.count(self.number, 2).fetch_add(1, Relaxed);
     }
@@ -209,7 +208,7 @@ fn uring(file: &OwnedFd) -> rustix::io::Result<u32> {
     }
 }
 
-/// That this file's device is gone is for good.
+/// Checks that a file whose device was unbound stays unusable.
 fn gone_for_good(seat: &Seat, file: &OwnedFd) -> anyhow::Result<()> {
     let read = sys::read(file);
     ensure!(
@@ -301,7 +300,7 @@ fn follow(seat: &Seat, file: &OwnedFd, said: Said, last: &mut u32) -> anyhow::Re
     Ok(seat.go_on())
 }
 
-/// The first read of a file; `None`: it is of no use.
+/// The first read of a file. `None`: its device was unbound.
 fn first(seat: &Seat, file: &OwnedFd) -> anyhow::Result<Option<u32>> {
     match sys::read(file) {
         Ok(value) => Ok(Some(value)),
@@ -366,7 +365,7 @@ fn forks(seat: &Seat, file: OwnedFd) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The processes. They end with this.
+/// The processes, which are killed when this is dropped.
 struct Processes {
     board: Board,
     children: Vec<Child>,
@@ -390,7 +389,7 @@ impl Processes {
         Ok(processes)
     }
 
-    /// Fails if one has ended: it has said why.
+    /// Fails if a process has ended. The process has printed the reason.
     fn check(&mut self) -> anyhow::Result<()> {
         for child in &mut self.children {
             if let Some(status) = child.try_wait()? {
@@ -480,7 +479,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
     processes.let_them_work()?;
     while !over(&done) {
-        // So that both come to their end at the same time; 5 to 1 without one.
+        // Rebinds and reloads are mixed, so that both come to their end at the same time. With a
+        // time limit there are 5 rebinds for each reload.
         let share = match args.minutes {
             Some(_) => done.binds > 5 * done.loads,
             None => done.loads * args.binds < done.binds * args.loads || done.binds >= args.binds,
@@ -536,13 +536,14 @@ fn reload(device: &Device, processes: &Processes, done: &mut Done) -> anyhow::Re
         unloaded => unloaded.map(|()| true).context("rmmod"),
     };
     if !unload()? {
-        // Then with nothing to unbind, and all trying to open; or bound, and at rest.
+        // The module is unloaded with the device unbound, while all processes try to open the node,
+        // or with the device bound, while all processes pause.
         if done.loads % 2 == 0 {
             device.unbind()?;
         } else {
             processes.board.order().store(PAUSE, Relaxed);
         }
-        // On a busy host, processes of a low priority need a while to let go of the file.
+        // On a busy host, processes of a low priority need a while to close the file.
         machine::within_minutes(5, "rmmod", &mut unload)?;
     }
     machine::load()?;

@@ -41,8 +41,8 @@ pub struct Args {
     cpus: usize,
 }
 
-/// A page that all of us share, which the host can find in the guest's memory:
-/// words of a mark that is nowhere else, then each one's number of looks.
+/// A page that all lookers share, and that the host can find in the guest's memory: a mark of
+/// random words, then the number of looks of each looker.
 struct Board(sys::Map);
 
 const MARK: usize = 8;
@@ -80,9 +80,9 @@ struct Looker<'a> {
 }
 
 impl Looker<'_> {
-    /// Looks, in this way, until it sees another value than `last`. A look is counted before it is
-    /// made: if the machine is saved when so many have been counted, the last of them may be from
-    /// before, and the next one is not.
+    /// Looks until it sees another value than `last`. A look is counted before it is made. If the
+    /// machine is saved at a count of N, look N may have been made before the snapshot. The next
+    /// look is made after it.
     fn until_changed(
         &self,
         last: u32,
@@ -100,8 +100,8 @@ impl Looker<'_> {
         }
     }
 
-    /// The state when a process has seen a change: how often the kernel has been reseeded, and 32
-    /// random bytes, which must be in no other clone.
+    /// What a process finds when it has seen a change: how often the kernel has been reseeded, and
+    /// 32 random bytes, which must be in no other clone.
     fn learn(&self) -> anyhow::Result<(u64, [u8; 32])> {
         let reseeds = sys::reseeds()?;
         let mut bytes = [0; 32];
@@ -109,7 +109,7 @@ impl Looker<'_> {
         Ok((reseeds, bytes))
     }
 
-    /// Writes it down.
+    /// Writes an observation down, as one line.
     fn note(
         &mut self,
         [from, seen, read, look]: [u32; 4],
@@ -117,7 +117,7 @@ impl Looker<'_> {
     ) -> anyhow::Result<()> {
         let name = &self.name;
         let random = hex(&bytes);
-        // In one write, so that lines stay whole.
+        // One write, so that lines stay whole.
         let line = format!("{name} {from} {seen} {read} {reseeds} {look} {random}\n");
         self.out.write_all(line.as_bytes()).context("write")
     }
@@ -167,7 +167,7 @@ impl Looker<'_> {
                 Said::Readable => {}
                 Said::Gone => bail!("the device is gone"),
             }
-            // No barrier: being woken is one.
+            // No barrier is needed: the process is woken after the reseed.
             let learned = self.learn()?;
             let seen = self.map.load(0);
             let read = sys::read(&file).context("read")?;
@@ -177,7 +177,7 @@ impl Looker<'_> {
     }
 }
 
-/// Starts all of them, and says where the board is.
+/// Starts all lookers, and prints where the board is.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     // They get all CPU time that other processes leave.
     rustix::process::nice(19).context("nice")?;
@@ -199,7 +199,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         })
     };
 
-    // A child that has inherited the file and the mapping: before there are threads.
+    // The child inherits the file and the mapping. It is forked before there are threads.
     let child = looker("child".into(), args.cpus + 1)?;
     sys::fork(|| {
         let with_parent = set_parent_process_death_signal(Some(Signal::KILL));
@@ -250,21 +250,21 @@ pub struct Draws {
     /// Read the device first
     #[arg(long)]
     barrier: bool,
-    /// The device that is mapped; the word of the page that is the counter is that of this device
+    /// The device to map, whose counter is observed
     #[arg(long, default_value = NODE)]
     node: String,
-    /// Draw from the kernel once, as the seed of a generator of its own, and then from that one: as
-    /// AWS-LC does, for 4,096 calls
+    /// Draw from the kernel once, to seed a generator of its own, and then from that one, as AWS-LC
+    /// does for 4,096 calls
     #[arg(long)]
     once: bool,
-    /// Draw all the time, and do not wait for the counter to change; a draw before that, or was
-    /// begun before that, is not written down
+    /// Draw all the time, and not only after the change; a draw that began before the change is not
+    /// written down
     #[arg(long, conflicts_with = "barrier")]
     blind: bool,
 }
 
-/// Spins on the mapping; when the counter changes, draws from the kernel again
-/// and again, at once or after the barrier.
+/// Spins on the mapping. When the counter changes, draws from the kernel again and again, at once
+/// or after the barrier.
 pub fn draws(args: &Draws) -> anyhow::Result<()> {
     let file = sys::open(&args.node).with_context(|| format!("open {}", args.node))?;
     let map = match &*args.node {
@@ -308,8 +308,8 @@ pub fn draws(args: &Draws) -> anyhow::Result<()> {
     draws.write()
 }
 
-/// What a process draws: nanoseconds since the change was seen, and 16 bytes. All that is needed
-/// to write it down is there before the change.
+/// The draws of a process: nanoseconds since the change was seen, and 16 bytes. The memory and the
+/// file for them are there before the change.
 pub struct Record<'a> {
     draws: Vec<(u64, [u8; 16])>,
     path: &'a Path,
@@ -334,7 +334,7 @@ impl<'a> Record<'a> {
         self.draws.iter_mut()
     }
 
-    /// All at once: the host waits for it.
+    /// Writes all draws at once, since the host waits for the file.
     pub fn write(mut self) -> anyhow::Result<()> {
         let draws = self.draws.iter();
         let lines = draws.map(|(time, bytes)| format!("{time} {}\n", hex(bytes)));

@@ -8,7 +8,7 @@ use crate::{
     machine::{Device, Masked, a_while, change, private_node, reseeded_by, within_a_minute},
     promises::same,
     sys,
-    wait::{Epoll, LONG, NOW, Said},
+    wait::{Epoll, LONG, NOW, Said, in_sleep},
 };
 use anyhow::{Context, bail, ensure};
 use chacha20::ChaCha20Rng;
@@ -41,7 +41,7 @@ fn draw(rng: &mut Rng) -> anyhow::Result<[u8; 32]> {
     Ok(bytes)
 }
 
-/// An error has to be this one.
+/// Checks that a result is this error.
 macro_rules! refused {
     ($result:expr, $pattern:pat $(if $guard:expr)?) => {
         match $result {
@@ -52,8 +52,10 @@ macro_rules! refused {
     };
 }
 
-// Where nothing changes.
+// Promises for which the counter need not change.
 
+/// Expect that `/dev/vmgenid` is the best source, and that its generation is the counter that a
+/// read returns, also by a file that the caller opened.
 pub fn the_best_source_is_taken() -> anyhow::Result<()> {
     let counter = Counter::open()?;
     same("source", counter.source(), Source::Vmgenid)?;
@@ -65,6 +67,8 @@ pub fn the_best_source_is_taken() -> anyhow::Result<()> {
     same("get, of a file that was given", given.get(), counter.get())
 }
 
+/// Expect that a wait with a timeout returns nothing while the counter does not change, and that
+/// epoll reports nothing.
 pub fn who_waits_in_vain_is_told() -> anyhow::Result<()> {
     let counter = Counter::open()?;
     let since = counter.barrier()?;
@@ -78,7 +82,8 @@ pub fn who_waits_in_vain_is_told() -> anyhow::Result<()> {
     )
 }
 
-/// A node that may not be opened is no machine without a counter.
+/// Expect that a node that the user may not open is an error, and is not taken for a machine
+/// without a counter.
 pub fn no_permission_is_said() -> anyhow::Result<()> {
     let _mode = Unreadable::new()?;
     let denied = as_nobody(|| {
@@ -113,7 +118,7 @@ impl Drop for Unreadable {
     }
 }
 
-/// In a child with the user `nobody`.
+/// Runs `what` in a child that has become the user `nobody`.
 fn as_nobody(what: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<bool> {
     let nobody = 65534;
     in_child(|| {
@@ -123,7 +128,7 @@ fn as_nobody(what: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<bool> 
     })
 }
 
-/// Starts a child, which says what went wrong.
+/// Starts a child, which prints what went wrong.
 fn child(what: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Pid> {
     let child = || match what() {
         Ok(()) => true,
@@ -135,11 +140,13 @@ fn child(what: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Pid> {
     sys::fork(child).context("fork")
 }
 
-/// Whether it went well in a child.
+/// Runs `what` in a child, and returns whether it succeeded.
 fn in_child(what: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<bool> {
     Ok(sys::ended(child(what)?)?)
 }
 
+/// Expect that a file which is not the source's device is refused: other devices, the device of
+/// another source, a regular file, and a file opened for writing only.
 pub fn another_device_is_refused() -> anyhow::Result<()> {
     for path in [
         "/dev/null",
@@ -152,7 +159,7 @@ pub fn another_device_is_refused() -> anyhow::Result<()> {
             refused!(Counter::open_path(source, path), Error::NotTheDevice { source: said, .. } if said == source);
         }
     }
-    // Of the right class, and still another one.
+    // A device of the right class, for the right source and for another one.
     let number = stat(NODE)?.st_rdev;
     private_node("/tmp/node", number)?;
     Counter::open_path(Source::Vmgenid, "/tmp/node").context("the device elsewhere")?;
@@ -172,7 +179,8 @@ pub fn another_device_is_refused() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// QEMU's vmclock has no counter: what has it, is no source.
+/// Expect that there is no counter while the device is unbound, and that a generator that may do
+/// without one draws different bytes.
 pub fn without_the_device_there_is_no_counter() -> anyhow::Result<()> {
     let device = Device::bound()?;
     device.unbind()?;
@@ -195,9 +203,9 @@ pub fn without_the_device_there_is_no_counter() -> anyhow::Result<()> {
     result
 }
 
-// Where the host changes the counter.
+// Promises for which the host changes the counter.
 
-/// Counts how often something cached was made.
+/// A cached value, which is how often it has been made.
 fn counted() -> anyhow::Result<Cached<u32, impl FnMut() -> Result<u32, Error>>> {
     let guard = Guard::open(WithoutCounter::Refuse)?;
     let mut made = 0;
@@ -207,13 +215,15 @@ fn counted() -> anyhow::Result<Cached<u32, impl FnMut() -> Result<u32, Error>>> 
     })?)
 }
 
+/// Expect that `get` sees a change without a reseed, that a cached value is made anew once, after a
+/// reseed, and that the late notification does not reseed again.
 pub fn a_change_is_seen_and_the_barrier_reseeds() -> anyhow::Result<()> {
     let counter = Counter::open()?;
     let before = counter.barrier()?;
     let mut cached = counted()?;
     same("made", cached.with(|made| *made)?, 1)?;
 
-    // No notification: it is the crate that reseeds the kernel.
+    // The notification is held back, so it is the crate that reseeds the kernel.
     let masked = Masked::new()?;
     let mut log = crate::machine::Log::from_now_on()?;
     let value = u64::from(change()?);
@@ -229,12 +239,14 @@ pub fn a_change_is_seen_and_the_barrier_reseeds() -> anyhow::Result<()> {
     log.expect_reseeds(1)
 }
 
+/// Expect that a wait returns a change that came before it, and that a change wakes a child and
+/// several threads that wait on one counter, which another thread reads.
 pub fn who_waits_is_woken() -> anyhow::Result<()> {
     let counter = Counter::open()?;
     let since = counter.barrier()?;
     let asleep = AtomicU32::new(0);
     let busy = AtomicBool::new(true);
-    // A change that is there already.
+    // A change that came before the wait.
     change()?;
     let new = counter.wait(since, None)?.context("no change")?;
     same("wait", Some(new), Some(counter.barrier()?))?;
@@ -272,20 +284,16 @@ pub fn who_waits_is_woken() -> anyhow::Result<()> {
     })
 }
 
+/// Expect that signals do not end a wait, and that a change does.
 pub fn a_signal_does_not_end_a_wait() -> anyhow::Result<()> {
     sys::let_interrupt(Signal::USR1).context("sigaction")?;
     let counter = Counter::open()?;
     let since = counter.barrier()?;
-    let poll = format!("{} ", libc::SYS_poll);
-    let ppoll = format!("{} ", libc::SYS_ppoll);
     // A signal to the process goes to its first thread, which waits.
     let interrupt = || -> anyhow::Result<u32> {
         let call = format!("/proc/{}/syscall", getpid().as_raw_pid());
         for _ in 0..20 {
-            within_a_minute("it sleeps", || {
-                let call = fs::read_to_string(&call)?;
-                Ok(call.starts_with(&poll) || call.starts_with(&ppoll))
-            })?;
+            within_a_minute("it sleeps", || Ok(in_sleep(&fs::read_to_string(&call)?)))?;
             kill_process(getpid(), Signal::USR1)?;
         }
         a_while();
@@ -299,6 +307,7 @@ pub fn a_signal_does_not_end_a_wait() -> anyhow::Result<()> {
     })
 }
 
+/// Expect that epoll reports the counter's file as readable from a change until the barrier.
 pub fn an_event_loop_is_told() -> anyhow::Result<()> {
     let counter = Counter::open()?;
     let epoll = Epoll::level_triggered(&counter.as_fd().try_clone_to_owned()?)?;
@@ -310,6 +319,9 @@ pub fn an_event_loop_is_told() -> anyhow::Result<()> {
     same("after the barrier", epoll.wait(&NOW)?, Said::Nothing)
 }
 
+/// Expect that waits and barriers fail after an unbind, that cached data stays valid until the
+/// counter changes, that nothing is returned after that, and that a new guard works when the device
+/// is bound again.
 pub fn after_an_unbind_it_is_gone() -> anyhow::Result<()> {
     let device = Device::bound()?;
     let counter = Counter::open()?;
@@ -318,7 +330,7 @@ pub fn after_an_unbind_it_is_gone() -> anyhow::Result<()> {
     let mut cached = counted()?;
     draw(&mut rng)?;
 
-    // Also for a process that waits.
+    // A thread that waits is also told.
     thread::scope(|scope| {
         let waiter = scope.spawn(|| counter.wait(before, Some(Duration::from_secs(60))));
         a_while();
@@ -347,8 +359,8 @@ pub fn after_an_unbind_it_is_gone() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Parent, children, and a grandchild: each has its own stream, also of a
-/// generator that was there before.
+/// Expect that a parent, its children and a grandchild draw different bytes, also from a generator
+/// that was there before the fork.
 pub fn a_child_draws_its_own() -> anyhow::Result<()> {
     let mut rng = guarded()?;
     let mut another = guarded()?;
@@ -364,7 +376,7 @@ pub fn a_child_draws_its_own() -> anyhow::Result<()> {
     for child in ["first", "second"] {
         let done = in_child(|| {
             say(child, &mut rng)?;
-            // One that this child has not used yet.
+            // A generator that this child has not used yet.
             say(child, &mut another)?;
             let done = in_child(|| {
                 say("grandchild", &mut another)?;
@@ -390,7 +402,7 @@ pub fn a_child_draws_its_own() -> anyhow::Result<()> {
         control.insert(words[2].to_owned());
     }
     same("lines", draws.len(), 12)?;
-    // What the test would find.
+    // The bare generator repeats itself, so the test can fail.
     ensure!(control.len() < 12, "the bare generator repeats nothing");
     Ok(())
 }

@@ -13,6 +13,8 @@ use anyhow::{Context, ensure};
 use rustix::io::Errno;
 use std::{fs, thread};
 
+/// Expect that a mapping follows the counter after the unbind, after a rebind and without its file,
+/// while the old file stays unusable.
 pub fn a_mapping_follows_the_counter_after_the_unbind() -> anyhow::Result<()> {
     let device = Device::bound()?;
     let file = open()?;
@@ -33,6 +35,8 @@ pub fn a_mapping_follows_the_counter_after_the_unbind() -> anyhow::Result<()> {
     same("the mapped counter, without its file", map.load(0), value)
 }
 
+/// Expect that changes while the device is unbound reseed once, at the bind, and that a later
+/// change is readable. (The kernel's own driver also reseeds while the device is unbound.)
 pub fn changes_while_unbound_reseed_once_at_bind() -> anyhow::Result<()> {
     let device = Device::bound()?;
     let mut log = Log::from_now_on()?;
@@ -46,7 +50,8 @@ pub fn changes_while_unbound_reseed_once_at_bind() -> anyhow::Result<()> {
         same("reseeds while unbound", log.reseeds()?, 0)?;
     }
     reseeded_by("bind", || device.bind())?;
-    // They are caught at bind, in one; what the kernel's own driver says meanwhile is its own.
+    // The bind reseeds once for all of them. What the kernel's own driver logs meanwhile does not
+    // count.
     if ours {
         log.expect_reseeds(1)?;
     }
@@ -57,12 +62,13 @@ pub fn changes_while_unbound_reseed_once_at_bind() -> anyhow::Result<()> {
     expect(&file, Said::Readable)
 }
 
+/// Expect that no reseed is logged after the unbind, in a storm of changes.
 pub fn no_reseed_after_the_unbind() -> anyhow::Result<()> {
     let device = Device::bound()?;
     let mut log = Log::from_now_on()?;
     let storm = storm()?;
     for round in 0..10 {
-        // The storm is about: it meets the unbind.
+        // Two reseeds show that the storm is under way when the device is unbound.
         log.await_reseed()?;
         log.await_reseed()?;
         device.unbind()?;
@@ -78,10 +84,12 @@ pub fn no_reseed_after_the_unbind() -> anyhow::Result<()> {
     counter(&open()?).map(drop)
 }
 
+/// Expect that a driver override leaves a bound device bound, that the driver does not bind the
+/// device while it names another driver, and that it does where it names this driver or none.
 pub fn the_driver_override_decides() -> anyhow::Result<()> {
     let device = Device::bound()?;
     let file = open()?;
-    // It is for the next bind: this one stays.
+    // The override is for the next bind. The device stays bound.
     device.set_override("another")?;
     expect(&file, Said::Nothing)?;
     let value = change()?;
@@ -107,6 +115,8 @@ pub fn the_driver_override_decides() -> anyhow::Result<()> {
     fails("read of the old file", sys::read(&file), Errno::NODEV)
 }
 
+/// Expect that the unload of the module is EAGAIN while processes wait, or a file or a mapping is
+/// open, also of a device that was unbound, and that it works otherwise.
 pub fn the_module_stays_while_it_is_in_use() -> anyhow::Result<()> {
     let device = Device::bound()?;
     let refused = |what: &str| fails(what, machine::unload(), Errno::AGAIN);
@@ -146,6 +156,8 @@ pub fn the_module_stays_while_it_is_in_use() -> anyhow::Result<()> {
     counter(&open()?).map(drop)
 }
 
+/// Expect that changes while the module is unloaded do not reseed, that the next load does, and
+/// that a change right before or after an unload does no harm. (The kernel's own driver reseeds.)
 pub fn changes_while_unloaded_do_nothing() -> anyhow::Result<()> {
     let mut log = Log::from_now_on()?;
     machine::unload().context("rmmod")?;
@@ -158,7 +170,7 @@ pub fn changes_while_unloaded_do_nothing() -> anyhow::Result<()> {
     if machine::name() == "vmgenid" {
         same("reseeds while unloaded", log.reseeds()?, 0)?;
     }
-    // As good as one that was loaded before the restore.
+    // A module that is loaded after a restore is as good as one that was loaded before it.
     reseeded_by("insmod", machine::load)?;
     let file = open()?;
     // The ID at load time may be that of a restore, so it counts as a change.
@@ -171,7 +183,7 @@ pub fn changes_while_unloaded_do_nothing() -> anyhow::Result<()> {
     same("read", sys::read(&file)?, value)?;
     drop(file);
 
-    // One that is under way when it goes.
+    // A notification that is under way when the module is unloaded.
     for _ in 0..10 {
         change()?;
         drop(file_of(NODE)?);
@@ -187,6 +199,7 @@ fn file_of(path: &str) -> anyhow::Result<std::os::fd::OwnedFd> {
     sys::open(path).with_context(|| format!("open {path}"))
 }
 
+/// Expect that the open of a node that outlived its device is ENODEV, and that the new node works.
 pub fn a_stale_node_is_refused() -> anyhow::Result<()> {
     const STALE: &str = "/tmp/stale";
     let device = Device::bound()?;
@@ -200,6 +213,9 @@ pub fn a_stale_node_is_refused() -> anyhow::Result<()> {
     counter(&open()?).map(drop)
 }
 
+/// Expect that in a storm of changes a reader never sees the counter go back, that it gets ENODEV
+/// after the unbind, and that the device can be bound again, 20 times, and also after a
+/// notification that came while it was unbound.
 pub fn many_rebinds_under_a_storm() -> anyhow::Result<()> {
     let device = Device::bound()?;
     let storm = storm()?;
@@ -208,7 +224,7 @@ pub fn many_rebinds_under_a_storm() -> anyhow::Result<()> {
         let map = Map::readonly(&file)?;
         let before = map.load(0);
         thread::scope(|scope| -> anyhow::Result<()> {
-            // It reads all the time, until there is nothing to read from.
+            // The reader reads until the device is unbound.
             let reader = scope.spawn(|| -> anyhow::Result<()> {
                 let mut last = before;
                 loop {
@@ -229,7 +245,7 @@ pub fn many_rebinds_under_a_storm() -> anyhow::Result<()> {
         look()?;
     }
     drop(storm);
-    // Held back, and bound meanwhile.
+    // A notification that is held back until the device is unbound.
     let masked = Masked::new()?;
     change()?;
     device.unbind()?;
@@ -238,8 +254,8 @@ pub fn many_rebinds_under_a_storm() -> anyhow::Result<()> {
     counter(&open()?).map(drop)
 }
 
-/// Opens the node, while the counter grows. The value of the read lies between two looks at a
-/// mapping.
+/// Opens the node and reads it, while the counter grows. The value of the read lies between two
+/// loads from a mapping.
 pub fn look() -> anyhow::Result<u32> {
     let file = open()?;
     let map = Map::readonly(&file)?;

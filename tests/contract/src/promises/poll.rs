@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! `poll`, and all that stands on it.
+//! `poll`, and the calls that depend on it.
 
 use crate::{
     button::Button,
@@ -17,8 +17,10 @@ use rustix::{
     mm::MprotectFlags,
 };
 
-// Promises for which nothing has to change.
+// Promises for which the counter does not change.
 
+/// Expect that no way to poll reports anything while the counter does not change, after the open
+/// and after a read, also for a file opened for writing.
 pub fn nothing_is_readable_until_the_counter_changes() -> anyhow::Result<()> {
     let file = open()?;
     expect(&file, Said::Nothing).context("at open")?;
@@ -28,6 +30,7 @@ pub fn nothing_is_readable_until_the_counter_changes() -> anyhow::Result<()> {
     expect(&writer, Said::Nothing).context("a file to write to")
 }
 
+/// Expect that each way to wait reports nothing within 50 ms.
 pub fn who_waits_for_nothing_waits() -> anyhow::Result<()> {
     let file = open()?;
     for (name, way) in WAYS {
@@ -36,6 +39,7 @@ pub fn who_waits_for_nothing_waits() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Expect that io_uring's read returns an unchanged counter.
 pub fn io_uring_reads_an_unchanged_counter_at_once() -> anyhow::Result<()> {
     let file = open()?;
     let expected = sys::read(&file)?;
@@ -46,7 +50,7 @@ pub fn io_uring_reads_an_unchanged_counter_at_once() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `preadv2(2)`: the answer at once, or `EAGAIN`.
+/// Reads by `preadv2(2)` with RWF_NOWAIT: the answer at once, or `EAGAIN`.
 pub fn read_nowait(file: &OwnedFd) -> rustix::io::Result<u32> {
     let mut bytes = [0; 4];
     let slices = &mut [IoSliceMut::new(&mut bytes)];
@@ -56,12 +60,16 @@ pub fn read_nowait(file: &OwnedFd) -> rustix::io::Result<u32> {
     }
 }
 
+/// Expect that preadv2 with RWF_NOWAIT returns an unchanged counter.
 pub fn a_read_that_may_not_wait_need_not() -> anyhow::Result<()> {
     let file = open()?;
     let expected = sys::read(&file)?;
     same("preadv2, RWF_NOWAIT", read_nowait(&file)?, expected)
 }
 
+/// Expect that an unbind wakes each way to wait with a hangup, that all of them report it from then
+/// on (edge-triggered epoll once), that reads which must not wait are ENODEV, and that only a new
+/// file works after a rebind.
 pub fn an_unbound_device_hangs_up() -> anyhow::Result<()> {
     let device = Device::bound()?;
     let file = open()?;
@@ -83,8 +91,10 @@ pub fn an_unbound_device_hangs_up() -> anyhow::Result<()> {
     expect(&open()?, Said::Nothing).context("a new file")
 }
 
-// Promises that need changes.
+// Promises for which the counter changes.
 
+/// Expect that a change is readable in every way until it is read, and that it is not for a file
+/// that is opened after it.
 pub fn a_change_is_readable_until_it_is_read() -> anyhow::Result<()> {
     let file = open()?;
     let mut log = Log::from_now_on()?;
@@ -103,6 +113,7 @@ pub fn a_change_is_readable_until_it_is_read() -> anyhow::Result<()> {
     expect(&open()?, Said::Nothing).context("a file opened since")
 }
 
+/// Expect that a file is not readable any more after a read of any kind.
 pub fn every_way_to_read_takes_note() -> anyhow::Result<()> {
     let file = open()?;
     let mut bytes = [0; 4];
@@ -139,6 +150,7 @@ pub fn every_way_to_read_takes_note() -> anyhow::Result<()> {
     })
 }
 
+/// Expect that a read of one file leaves another file readable.
 pub fn two_open_files_are_told_apart() -> anyhow::Result<()> {
     let [one, two] = [open()?, open()?];
     change()?;
@@ -154,6 +166,7 @@ pub fn two_open_files_are_told_apart() -> anyhow::Result<()> {
     expect(&two, Said::Nothing)
 }
 
+/// Expect that a file is not readable any more after a read by a duplicate or by a child.
 pub fn a_duplicate_and_a_child_share_what_was_read() -> anyhow::Result<()> {
     let file = open()?;
     let duplicate = rustix::io::fcntl_dupfd_cloexec(&file, 0)?;
@@ -173,6 +186,7 @@ pub fn a_duplicate_and_a_child_share_what_was_read() -> anyhow::Result<()> {
     expect(&duplicate, Said::Nothing)
 }
 
+/// Expect that a read that fails, or that reads nothing, leaves the file as readable as it was.
 pub fn a_read_that_fails_leaves_it_readable() -> anyhow::Result<()> {
     let file = open()?;
     let pages = Map::anonymous(2 * page())?;
@@ -215,6 +229,8 @@ pub fn a_read_that_fails_leaves_it_readable() -> anyhow::Result<()> {
     expect(&file, Said::Nothing)
 }
 
+/// Expect that while the notification is held back, each way to poll reports a change, after a
+/// reseed, and that the late notification does not reseed again.
 pub fn a_look_is_enough_to_reseed() -> anyhow::Result<()> {
     for (name, way) in WAYS {
         let file = open()?;
@@ -223,7 +239,7 @@ pub fn a_look_is_enough_to_reseed() -> anyhow::Result<()> {
         let value = change()?;
         a_while();
         same("reseeds before", log.reseeds()?, 0)?;
-        // Where that would sleep, the driver's thread reseeds, and wakes us.
+        // Where the reseed would sleep, the driver's thread reseeds, and wakes this one.
         let said = reseeded_by(name, || way(&file, &LONG))?;
         same(name, said, Said::Readable)?;
         same("read", sys::read(&file)?, value)?;
@@ -233,12 +249,14 @@ pub fn a_look_is_enough_to_reseed() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Expect that the notification wakes each way to wait after the reseed, and that the kernel is
+/// reseeded once.
 pub fn a_notification_wakes_who_waits() -> anyhow::Result<()> {
     let file = open()?;
     for _ in 0..3 {
         let mut log = Log::from_now_on()?;
         let before = sys::reseeds()?;
-        // The first that is woken comes after the reseed.
+        // Each thread checks, when it is woken, that the reseed came first.
         let look = || {
             let reseeds = sys::reseeds()?;
             ensure!(reseeds != before, "woken before the reseed");
@@ -253,6 +271,8 @@ pub fn a_notification_wakes_who_waits() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Expect that while the notification is held back, epoll reports nothing and the kernel is not
+/// reseeded, and that the notification then wakes epoll and reseeds once.
 pub fn without_a_notification_nobody_is_woken() -> anyhow::Result<()> {
     let file = open()?;
     let edge = Epoll::edge_triggered(&file)?;
@@ -269,8 +289,8 @@ pub fn without_a_notification_nobody_is_woken() -> anyhow::Result<()> {
     log.expect_reseeds(1)
 }
 
-/// Expect that an interrupt for another device, which may be what the kernel is reseeded at, wakes
-/// no process before the reseed, and that the notification wakes all.
+/// Expect that an interrupt for another device, at which the early look may reseed, wakes no
+/// process before the reseed, and that the notification then wakes it.
 pub fn an_interrupt_for_others_wakes_nobody_too_early() -> anyhow::Result<()> {
     let file = open()?;
     let mut button = Button::open()?;
@@ -292,8 +312,8 @@ pub fn an_interrupt_for_others_wakes_nobody_too_early() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Expect that each change is told, also to a file whose last change has not been read, and that
-/// nothing is told without a change.
+/// Expect that edge-triggered epoll reports each change, also for a file whose last change has not
+/// been read, and that it reports nothing without a change.
 pub fn edge_triggered_epoll_tells_each_change() -> anyhow::Result<()> {
     let file = open()?;
     let edge = Epoll::edge_triggered(&file)?;
@@ -305,7 +325,8 @@ pub fn edge_triggered_epoll_tells_each_change() -> anyhow::Result<()> {
             sys::read(&file)?;
         }
         a_while();
-        // The early look may have told of it already when the notification comes.
+        // The early look may have reported the change before the notification, so one more event is
+        // allowed.
         edge.wait(&NOW)?;
         a_while();
         same("the same change", edge.wait(&NOW)?, Said::Nothing)?;
@@ -313,6 +334,7 @@ pub fn edge_triggered_epoll_tells_each_change() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Expect that level-triggered epoll reports a change until it is read.
 pub fn level_triggered_epoll_tells_until_it_is_read() -> anyhow::Result<()> {
     let file = open()?;
     let level = Epoll::level_triggered(&file)?;
@@ -329,6 +351,8 @@ pub fn level_triggered_epoll_tells_until_it_is_read() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Expect that io_uring's read returns a new counter, and that it is a barrier while the
+/// notification is held back.
 pub fn io_uring_reads_a_changed_counter() -> anyhow::Result<()> {
     let file = open()?;
     let mut log = Log::from_now_on()?;
@@ -338,7 +362,7 @@ pub fn io_uring_reads_a_changed_counter() -> anyhow::Result<()> {
     same("io_uring's read", read, Some(value))?;
     expect(&file, Said::Nothing)?;
 
-    // It is a barrier there, too.
+    // With io_uring, a read is also a barrier.
     let masked = Masked::new()?;
     let value = change()?;
     a_while();
@@ -350,8 +374,8 @@ pub fn io_uring_reads_a_changed_counter() -> anyhow::Result<()> {
     log.expect_reseeds(1)
 }
 
-/// The file has not read yet what was new before it was opened; to `poll` that is
-/// no change. It is no reason for a read to wait.
+/// Expect that io_uring's read is a barrier for a change that came before the open. For `poll`,
+/// such a change is none.
 pub fn io_uring_reads_what_changed_before_the_open() -> anyhow::Result<()> {
     let mut log = Log::from_now_on()?;
     let masked = Masked::new()?;
@@ -379,7 +403,8 @@ pub fn a_read_that_may_not_wait_says_so() -> anyhow::Result<()> {
         let mut log = Log::from_now_on()?;
         let masked = Masked::new()?;
         let value = change()?;
-        // To `poll`, what was new before the open is no change; a read that is put off is owed.
+        // For `poll`, a change before the open is none. But after a read that returned EAGAIN,
+        // `poll` has to report the file as readable.
         let late = sys::open_as(crate::NODE, OFlags::RDONLY | flags)?;
         reseeded_by(what, || {
             for file in [&late, &file] {

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The promises of `/dev/sysgenid`: what SysGenID's driver promised, as far as
-//! `Documentation/sysgenid.rst` says so. The host changes the counter when it is
-//! asked to.
+//! The promises of `/dev/sysgenid`: those of SysGenID's driver that `Documentation/sysgenid.rst`
+//! names. The host changes the counter on request.
 
 use crate::{
     machine::{
@@ -29,7 +28,7 @@ fn open() -> anyhow::Result<OwnedFd> {
     sys::open(NODE).with_context(|| format!("open {NODE}"))
 }
 
-/// As root can: to acknowledge, and without waiting.
+/// Opens the node as root can, to acknowledge. Its reads do not wait.
 fn open_to_write() -> anyhow::Result<OwnedFd> {
     sys::open_as(NODE, OFlags::RDWR | OFlags::NONBLOCK).with_context(|| format!("open {NODE}"))
 }
@@ -42,7 +41,7 @@ fn acknowledge(file: &OwnedFd, count: u32) -> rustix::io::Result<usize> {
     rustix::io::write(file, &count.to_ne_bytes())
 }
 
-/// A change, and the count that comes of it.
+/// Has the counter changed, and returns the new count.
 fn changed() -> anyhow::Result<u32> {
     let map = mapped()?;
     let before = map.load(0);
@@ -53,6 +52,7 @@ fn changed() -> anyhow::Result<u32> {
     Ok(after)
 }
 
+/// Expect that the node is a character device of the misc class with mode 0444.
 pub fn the_node_is_a_misc_device_that_everybody_can_read() -> anyhow::Result<()> {
     let stat = rustix::fs::stat(NODE)?;
     let kind = FileType::from_raw_mode(stat.st_mode);
@@ -61,6 +61,8 @@ pub fn the_node_is_a_misc_device_that_everybody_can_read() -> anyhow::Result<()>
     same("major number", rustix::fs::major(stat.st_rdev), 10)
 }
 
+/// Expect that a read with O_NONBLOCK is EAGAIN until there is a new count, that it then returns 4
+/// bytes at any offset, that a count from 1 to 3 is EINVAL, and that a bad buffer is EFAULT.
 pub fn a_read_waits_for_what_is_new() -> anyhow::Result<()> {
     let file = open_to_write()?;
     let mut bytes = [0; 8];
@@ -92,7 +94,7 @@ pub fn a_read_waits_for_what_is_new() -> anyhow::Result<()> {
     same("readv", rustix::io::readv(&file, slices)?, 4)?;
     let bytes = [one[0], two[0], two[1], two[2]];
     same("the count", u32::from_ne_bytes(bytes), count)?;
-    // Wherever.
+    // The offset makes no difference.
     let mut bytes = [0; 4];
     same("pread", rustix::io::pread(&file, &mut bytes, 4096)?, 4)?;
     let bad = Map::anonymous(page())?;
@@ -101,6 +103,8 @@ pub fn a_read_waits_for_what_is_new() -> anyhow::Result<()> {
     fails("read to nowhere", read, Errno::FAULT)
 }
 
+/// Expect that only a write of 4 bytes with the present count, to a file opened for writing, is an
+/// acknowledgement, and that the file is readable until then.
 pub fn only_what_is_so_can_be_acknowledged() -> anyhow::Result<()> {
     let file = open_to_write()?;
     let old = mapped()?.load(0);
@@ -126,6 +130,8 @@ pub fn only_what_is_so_can_be_acknowledged() -> anyhow::Result<()> {
     fails("write", acknowledge(&open()?, count), Errno::BADF)
 }
 
+/// Expect that one page can be mapped, at offset 0 and only to read, that all its words but the
+/// first are zeros, and that a child sees changes in a mapping that it inherited.
 pub fn the_page_is_mapped_read_only() -> anyhow::Result<()> {
     let file = open()?;
     let (read, write, exec) = (ProtFlags::READ, ProtFlags::WRITE, ProtFlags::EXEC);
@@ -159,8 +165,8 @@ pub fn the_page_is_mapped_read_only() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `SYSGENID_SET_WATCHER_TRACKING`, `_WAIT_WATCHERS`, `_TRIGGER_GEN_UPDATE` of
-/// Amazon Linux's `include/uapi/linux/sysgenid.h`.
+/// Expect that `SYSGENID_SET_WATCHER_TRACKING`, `_WAIT_WATCHERS` and `_TRIGGER_GEN_UPDATE` of
+/// Amazon Linux's `include/uapi/linux/sysgenid.h` are ENOTTY and do not change the count.
 pub fn the_watcher_ioctls_are_missing() -> anyhow::Result<()> {
     let file = open_to_write()?;
     let before = mapped()?.load(0);
@@ -172,14 +178,17 @@ pub fn the_watcher_ioctls_are_missing() -> anyhow::Result<()> {
     same("the count", mapped()?.load(0), before)
 }
 
+/// Expect that while notifications are held back, the count changes only when a read of the other
+/// node or a call on this one has reseeded the kernel, and that the late notification does not
+/// change it.
 pub fn the_page_changes_after_the_reseed() -> anyhow::Result<()> {
     let map = mapped()?;
     let counter = sys::open(crate::NODE)?;
     let mut log = Log::from_now_on()?;
     let masked = Masked::new()?;
     let mut expected = map.load(0);
-    // By a read of the other node, and by each call on this one. A file that is opened now knows
-    // the count as it is: its read waits for the next.
+    // A read of the other node, and each call on this one. A file that is opened now knows the
+    // present count: its read waits for the next one.
     let nonblock = open_to_write()?;
     let looks: [(&str, &dyn Fn() -> anyhow::Result<()>); 4] = [
         ("read of the counter", &|| {
@@ -213,6 +222,8 @@ pub fn the_page_changes_after_the_reseed() -> anyhow::Result<()> {
     same("the count, after the notification", map.load(0), expected)
 }
 
+/// Expect that a change wakes each way to wait, and that it can be read and polled until it is
+/// acknowledged.
 pub fn a_change_is_new_until_it_is_acknowledged() -> anyhow::Result<()> {
     let file = open_to_write()?;
     let level = Epoll::level_triggered(&file)?;
@@ -232,18 +243,19 @@ pub fn a_change_is_new_until_it_is_acknowledged() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A child that sleeps in `read`, and reports whether the result was right.
+/// Starts a child that sleeps in `read`, and that succeeds if the result is this one.
 fn reader(expected: Result<u32, Errno>) -> anyhow::Result<Pid> {
     let file = open()?;
     let pid = sys::fork(|| sys::read(&file) == expected).context("fork")?;
     let call = format!("/proc/{}/syscall", pid.as_raw_pid());
     within_a_minute("the reader sleeps", || {
-        // read(2) is 0.
-        Ok(fs::read_to_string(&call)?.starts_with("0 "))
+        let read = format!("{} ", libc::SYS_read);
+        Ok(fs::read_to_string(&call)?.starts_with(&read))
     })?;
     Ok(pid)
 }
 
+/// Expect that a change wakes all processes that sleep in `read`, with the new count.
 pub fn a_reader_is_woken() -> anyhow::Result<()> {
     let next = mapped()?.load(0).wrapping_add(1);
     let readers = [reader(Ok(next))?, reader(Ok(next))?];
@@ -255,6 +267,7 @@ pub fn a_reader_is_woken() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Expect that a signal ends a process that sleeps in `read`.
 pub fn a_signal_ends_a_read() -> anyhow::Result<()> {
     let reader = reader(Ok(0))?;
     kill_process(reader, Signal::TERM)?;
@@ -264,19 +277,23 @@ pub fn a_signal_ends_a_read() -> anyhow::Result<()> {
     })
 }
 
+/// Expect that an acknowledgement is for one open file and its duplicates, and that a file that is
+/// opened later knows the count.
 pub fn each_file_has_its_own_acknowledgement() -> anyhow::Result<()> {
     let [one, two] = [open_to_write()?, open_to_write()?];
     let count = changed()?;
     acknowledge(&one, count)?;
     expect(&one, Said::Nothing)?;
     expect(&two, Said::Readable)?;
-    // One that is opened later knows it already.
+    // A file that is opened later knows the count already.
     expect(&open()?, Said::Nothing)?;
     let duplicate = rustix::io::fcntl_dupfd_cloexec(&two, 0)?;
     acknowledge(&duplicate, count)?;
     expect(&two, Said::Nothing)
 }
 
+/// Expect that the crate waits for this node, acknowledges its count and reseeds by its barrier,
+/// that a guard that demands a barrier refuses it, and that the crate reports an unbind.
 pub fn the_library_uses_it() -> anyhow::Result<()> {
     let best = Counter::open()?;
     same("the best source", best.source(), Source::Vmgenid)?;
@@ -311,7 +328,7 @@ pub fn the_library_uses_it() -> anyhow::Result<()> {
     let epoll = Epoll::level_triggered(&open_to_write()?)?;
     same("epoll", epoll.wait(&NOW)?, Said::Nothing)?;
 
-    // By looking it has the kernel reseeded: a barrier, with this driver.
+    // The crate's barrier polls the node, which makes this driver reseed the kernel.
     let masked = Masked::new()?;
     let mut log = Log::from_now_on()?;
     let before = counter.get();
@@ -338,10 +355,12 @@ pub fn the_library_uses_it() -> anyhow::Result<()> {
     for gone in gone {
         ensure!(matches!(gone, Err(Error::Gone)), "it is not gone: {gone:?}");
     }
-    ensure!(!unchanged, "who only looks is not told");
+    ensure!(!unchanged, "a stamp is still valid after the unbind");
     Ok(())
 }
 
+/// Expect that an unbind wakes each way to wait, that read, write and mmap of the old file are
+/// ENODEV, that there is no node, and that only a new file works after a rebind.
 pub fn an_unbound_device_answers_enodev() -> anyhow::Result<()> {
     let device = Device::bound()?;
     let file = open_to_write()?;
@@ -358,12 +377,14 @@ pub fn an_unbound_device_answers_enodev() -> anyhow::Result<()> {
     expect(&open()?, Said::Nothing)
 }
 
+/// Expect that a mapping counts the unbind, does not count a change while the device is unbound,
+/// and follows the count after the bind.
 pub fn a_mapping_follows_after_a_rebind() -> anyhow::Result<()> {
     let device = Device::bound()?;
     let map = mapped()?;
     let before = map.load(0);
     device.unbind()?;
-    // So that a process that only maps the page calls the driver.
+    // The unbind changes the count, so that a process that only maps the page calls the driver.
     same("unbound", map.load(0), before.wrapping_add(1))?;
     change()?;
     a_while();
@@ -374,7 +395,8 @@ pub fn a_mapping_follows_after_a_rebind() -> anyhow::Result<()> {
     same("the next", changed()?, map.load(0))
 }
 
-/// That is a change like any other: the reseed comes before it.
+/// Expect that an unbind reseeds the kernel for a change that is due, and counts both that change
+/// and itself.
 pub fn an_unbind_reseeds_what_is_due() -> anyhow::Result<()> {
     let device = Device::bound()?;
     let map = mapped()?;
@@ -393,6 +415,7 @@ pub fn an_unbind_reseeds_what_is_due() -> anyhow::Result<()> {
     log.expect_reseeds(1)
 }
 
+/// Expect that the unload of the module is EAGAIN while the node is open or mapped.
 pub fn the_module_stays_while_it_is_mapped() -> anyhow::Result<()> {
     let file = open()?;
     fails("rmmod, while it is open", unload(), Errno::AGAIN)?;

@@ -51,12 +51,12 @@ impl Args {
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// How long the host has to be away before that ends its job. That it left and
-/// that it came travel on another queue than what it says: news of the last
-/// connection's end can come in the middle of the next one, which is there.
+/// How long the host has to be disconnected before that ends its job. The port reports a connect or
+/// a disconnect on another virtio queue than the data. So the report of the last disconnect can
+/// arrive in the middle of the next connection, which must not end.
 const AWAY: Duration = Duration::from_secs(2);
 
-/// Beyond this many bytes that the host has not taken, a command has to wait.
+/// How many bytes of output may wait for the host. Beyond that, the command has to wait.
 const BACKLOG: usize = 256 * 1024;
 
 pub fn run(args: Args) -> Result<()> {
@@ -154,7 +154,7 @@ impl Port {
         }
     }
 
-    /// Until there is something to do, or to be tried.
+    /// Waits until there is something to do, or until a timeout has passed.
     fn wait(&mut self) -> Result<()> {
         let mut fds = vec![PollFd::new(&self.edges, PollFlags::IN)];
         let mut timeout = None;
@@ -171,7 +171,7 @@ impl Port {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e).context("cannot wait"),
         }
-        // The edge is seen. receive() and flush() continue until there is no more.
+        // This consumes the edge. receive() and flush() continue until they would block.
         let mut events = [epoll::Event {
             flags: epoll::EventFlags::empty(),
             data: epoll::EventData::new_u64(0),
@@ -228,7 +228,7 @@ impl Port {
             (ToGuest::Stdin(bytes), Some(job)) => job.input(&bytes),
             (ToGuest::StdinEof, Some(job)) => job.end_input(),
             (ToGuest::Resize(size), Some(job)) => job.resize(size),
-            // For a job that has ended.
+            // The message is for a job that has ended.
             _ => {}
         }
     }

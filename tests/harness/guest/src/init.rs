@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The guest's first process: makes an initramfs a place to work in, starts the
-//! agent, and from then on only collects orphans. The agent is a process of its
-//! own so that it can wait for its children without being in the way of that.
+//! The guest's first process: makes an initramfs a place to work in, starts the agent, and from
+//! then on only collects orphans. The agent is a process of its own: it can wait for its children,
+//! and does not collect the orphans.
 
 use crate::agent;
 use anyhow::Context;
@@ -80,7 +80,7 @@ pub fn run(args: Args) -> Result<()> {
         let ended = rustix::process::wait(WaitOptions::empty()).context("cannot wait")?;
         if let Some((pid, status)) = ended {
             if pid.as_raw_pid() as u32 == agent.id() {
-                // The kernel panics when its first process ends: the host sees it.
+                // The kernel panics when its first process ends. The host sees the panic.
                 bail!("the agent ended: {status:?}");
             }
         }

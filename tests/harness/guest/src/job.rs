@@ -104,8 +104,8 @@ impl Job {
         })
     }
 
-    /// What to wait for until the job needs attention. Output can wait where
-    /// there is no room for it.
+    /// The files to wait for until the job needs attention: without its outputs where there is no
+    /// `room` for output.
     pub fn poll_fds(&self, room: bool) -> Vec<PollFd<'_>> {
         let mut fds = vec![PollFd::new(&self.ended, PollFlags::IN)];
         if room {
@@ -183,8 +183,8 @@ impl Job {
         got
     }
 
-    /// How the command ended, once it has, and the rest of its output. What it left in the
-    /// background lives on, and its later output is lost.
+    /// How the command ended, once it has, and the rest of its output. Processes that it left in
+    /// the background continue, and their later output is lost.
     pub fn finish(&mut self, mut output: impl FnMut(Stream, &[u8])) -> io::Result<Option<Status>> {
         let Some(status) = self.child.try_wait()? else {
             return Ok(None);
@@ -208,8 +208,8 @@ impl Job {
         }))
     }
 
-    /// Ends the command and its process group, as a closed terminal would, but
-    /// not for ever waiting for it.
+    /// Ends the command and its process group, as a closed terminal would, but does not wait for
+    /// that without a bound.
     pub fn hang_up(mut self) {
         self.signal(Signal::HUP);
         let mut fds = [PollFd::new(&self.ended, PollFlags::IN)];

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The one binary of ours in the guest: its first process, the agent that runs
-//! commands for the host, and the programs that the tests run.
+//! The guest's first process, and the agent that runs commands for the host.
 
 mod agent;
 mod init;

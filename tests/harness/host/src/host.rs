@@ -82,7 +82,11 @@ impl Host {
             return self.debian("vmlinuz");
         }
         let dir = self.link(&format!("kernel-{name}"));
-        built(dir.join("bzImage"), &format!("guest kernel {name}"))
+        let file = match kernel::is_arm64(name) {
+            true => "Image",
+            false => "bzImage",
+        };
+        built(dir.join(file), &format!("guest kernel {name}"))
     }
 
     /// A file of the Debian guest: vmlinuz, initrd or disk.qcow2.
@@ -103,15 +107,21 @@ impl Host {
         built(path, &format!("module for the guest kernel {kernel}"))
     }
 
-    pub(crate) fn guest(&self) -> Result<PathBuf> {
-        built(self.checkout.join("out/bin/guest"), "guest program")
+    /// A program for guests with that kernel.
+    pub fn guest_program(&self, kernel: &str, name: &str) -> Result<PathBuf> {
+        let folder = match kernel::is_arm64(kernel) {
+            true => "out/bin-arm64",
+            false => "out/bin",
+        };
+        built(self.checkout.join(folder).join(name), "guest program")
     }
 
-    pub(crate) fn busybox(&self) -> Result<PathBuf> {
-        built(
-            self.link("buildroot").join("root/usr/bin/busybox"),
-            "busybox",
-        )
+    pub(crate) fn busybox(&self, kernel: &str) -> Result<PathBuf> {
+        let root = match kernel::is_arm64(kernel) {
+            true => "arm64-tools",
+            false => "buildroot",
+        };
+        built(self.link(root).join("root/usr/bin/busybox"), "busybox")
     }
 
     pub(crate) fn ovmf(&self) -> Result<PathBuf> {
@@ -122,6 +132,11 @@ impl Host {
             path.display()
         );
         Ok(path)
+    }
+
+    /// The folder of the QEMU for arm64, likewise.
+    pub(crate) fn qemu_arm64(&self) -> Result<PathBuf> {
+        built(self.link("qemu-arm64"), "QEMU for arm64")
     }
 
     /// A QEMU's folder: its programs are in bin/, its firmware is in share/.

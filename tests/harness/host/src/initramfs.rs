@@ -32,7 +32,8 @@ const ADDED: &str = "/added";
 /// Writes the whole file system of a guest as a cpio archive. It is not
 /// compressed: that would only cost time, on both sides.
 pub fn write(host: &Host, options: &Options, path: &Path) -> Result<()> {
-    if options.kernel() == kernel::DEBIAN {
+    let kernel = options.kernel();
+    if kernel == kernel::DEBIAN {
         return write_debian(host, options, path);
     }
     let mut archive = Archive {
@@ -42,9 +43,9 @@ pub fn write(host: &Host, options: &Options, path: &Path) -> Result<()> {
     for folder in FOLDERS {
         archive.folder(folder)?;
     }
-    archive.file("/bin/busybox", &host.busybox()?, Some(0o755))?;
-    archive.file(GUEST, &host.guest()?, Some(0o755))?;
-    match host.module(&options.kernel()) {
+    archive.file("/bin/busybox", &host.busybox(&kernel)?, Some(0o755))?;
+    archive.file(GUEST, &host.guest_program(&kernel, "guest")?, Some(0o755))?;
+    match host.module(&kernel) {
         Ok(module) => archive.file(MODULE, &module, Some(0o644))?,
         Err(_) if options.no_module => {}
         Err(e) => return Err(anyhow!("{e}, or do without it: --no-module")),
@@ -65,7 +66,11 @@ fn write_debian(host: &Host, options: &Options, path: &Path) -> Result<()> {
         out: BufWriter::new(File::create(path)?),
         folders: BTreeSet::new(),
     };
-    archive.file(&format!("{ADDED}{GUEST}"), &host.guest()?, Some(0o755))?;
+    archive.file(
+        &format!("{ADDED}{GUEST}"),
+        &host.guest_program(kernel::DEBIAN, "guest")?,
+        Some(0o755),
+    )?;
     for add in &options.add {
         archive.file(&format!("{ADDED}{}", add.guest), &add.host, None)?;
     }

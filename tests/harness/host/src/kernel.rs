@@ -29,6 +29,11 @@ pub fn is_builtin(name: &str) -> bool {
         .any(|part| ["builtin", SERIES].contains(&part))
 }
 
+/// Whether the kernel is one for arm64: its guests have QEMU's machine `virt`, with a device tree.
+pub fn is_arm64(name: &str) -> bool {
+    name.split('-').next() == Some("arm64")
+}
+
 /// Linux with patches/linux.
 pub const SERIES: &str = "series";
 
@@ -65,6 +70,12 @@ pub fn needs(name: &str) -> Needs {
         DEBIAN => Needs {
             memory: 1024,
             smp: 2,
+            slowness: 2,
+        },
+        // QEMU emulates an arm64 CPU some two times slower.
+        "arm64" => Needs {
+            memory: 256,
+            smp: 1,
             slowness: 2,
         },
         _ => Needs {

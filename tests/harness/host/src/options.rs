@@ -115,6 +115,8 @@ pub enum Machine {
     Q35,
     /// Like Firecracker's: hardware-reduced ACPI, which notifies by a Generic Event Device
     Microvm,
+    /// That of kernels for arm64: no firmware, a device tree
+    Virt,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, ValueEnum, Serialize, Deserialize)]
@@ -156,6 +158,15 @@ impl Options {
         ensure!(
             !self.icount || self.accel == Accelerator::Tcg,
             "--icount works with --accel tcg only"
+        );
+        ensure!(
+            self.machine != Machine::Virt || kernel::is_arm64(&self.kernel()),
+            "--machine virt is for kernels of arm64: give --kernel arm64"
+        );
+        ensure!(
+            self.machine() != Machine::Virt
+                || (self.qemu, self.firmware) == (Flavour::Genctr, Firmware::Seabios),
+            "a kernel for arm64 has this project's QEMU and no firmware: leave out --qemu and --firmware"
         );
         ensure!(
             self.machine != Machine::Microvm || self.qemu != Flavour::Stock || self.no_device,
@@ -205,6 +216,15 @@ impl Options {
         self.kernel.clone().unwrap_or_else(kernel::default)
     }
 
+    /// The machine that the kernel fits.
+    pub fn machine(&self) -> Machine {
+        if kernel::is_arm64(&self.kernel()) {
+            Machine::Virt
+        } else {
+            self.machine
+        }
+    }
+
     /// The same, with everything said that the environment decides: a snapshot
     /// can be restored only into the same machine.
     pub fn decided(self) -> Self {
@@ -212,6 +232,7 @@ impl Options {
             memory: Some(self.memory()),
             smp: Some(self.smp()),
             kernel: Some(self.kernel()),
+            machine: self.machine(),
             ..self
         }
     }

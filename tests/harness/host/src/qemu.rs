@@ -28,6 +28,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
@@ -50,9 +51,13 @@ pub fn port_socket(n: usize) -> String {
 /// Starts QEMU in the VM's folder, where everything has a short name. No signal
 /// from a terminal reaches it there.
 pub fn spawn(host: &Host, options: &Options, folder: &Folder, start: Start<'_>) -> Result<Child> {
-    let qemu = host.qemu_folder(options.qemu)?;
+    let qemu = folder_of(host, options)?;
     let log = File::create(folder.file(folder::QEMU_LOG)).context("cannot write QEMU's log")?;
-    let mut command = Command::new(qemu.join("bin/qemu-system-x86_64"));
+    let program = match options.machine() {
+        Machine::Virt => "bin/qemu-system-aarch64",
+        _ => "bin/qemu-system-x86_64",
+    };
+    let mut command = Command::new(qemu.join(program));
     command.arg("-L").arg(qemu.join("share"));
     // SeaBIOS is what QEMU finds there.
     if options.firmware == Firmware::Ovmf {
@@ -69,6 +74,14 @@ pub fn spawn(host: &Host, options: &Options, folder: &Folder, start: Start<'_>) 
         .with_context(|| format!("cannot run {}", qemu.display()))
 }
 
+/// The folder of the QEMU that the options name.
+pub fn folder_of(host: &Host, options: &Options) -> Result<PathBuf> {
+    match options.machine() {
+        Machine::Virt => host.qemu_arm64(),
+        _ => host.qemu_folder(options.qemu),
+    }
+}
+
 fn arguments(options: &Options, name: &str, start: Start<'_>) -> Vec<String> {
     let mut args = Vec::new();
     let mut add = |option: &str, value: String| args.extend([option.into(), value]);
@@ -76,10 +89,11 @@ fn arguments(options: &Options, name: &str, start: Start<'_>) -> Vec<String> {
     add("-name", name.into());
     add(
         "-machine",
-        match options.machine {
+        match options.machine() {
             Machine::Pc => "pc",
             Machine::Q35 => "q35",
             Machine::Microvm => "microvm,acpi=on,pcie=on,rtc=on",
+            Machine::Virt => "virt,gic-version=3",
         }
         .into(),
     );
@@ -92,7 +106,12 @@ fn arguments(options: &Options, name: &str, start: Start<'_>) -> Vec<String> {
         }
         .into(),
     );
-    add("-cpu", options.cpu.clone().unwrap_or("qemu64".into()));
+    // Neither has an instruction that returns random numbers.
+    let cpu = match options.machine() {
+        Machine::Virt => "cortex-a72",
+        _ => "qemu64",
+    };
+    add("-cpu", options.cpu.clone().unwrap_or(cpu.into()));
     add("-smp", options.smp().to_string());
     add("-m", options.memory().to_string());
     add("-display", "none".into());
@@ -169,7 +188,10 @@ fn kernel_parameters(options: &Options) -> String {
     // On a busy host the timer may well come late: the kernel would panic.
     // And CPU 0 would wait for another CPU, to compare their TSCs, while that one waits for CPU 0 in
     // `stop_machine()` (`kernel/time/clocksource.c`).
-    let mut parameters = String::from("console=ttyS0 panic=-1 no_timer_check tsc=nowatchdog");
+    let mut parameters = String::from(match options.machine() {
+        Machine::Virt => "console=ttyAMA0 panic=-1",
+        _ => "console=ttyS0 panic=-1 no_timer_check tsc=nowatchdog",
+    });
     if options.machine == Machine::Microvm {
         // It has no clock to measure the TSC by. A hypervisor such as Firecracker tells the guest.
         parameters += &format!(" tsc_early_khz={}", tsc_khz(options));
@@ -204,7 +226,8 @@ pub fn messages(folder: &Folder) -> String {
     let lines = log.lines().filter(|line| !line.is_empty());
     let lines: Vec<_> = lines
         .map(|line| {
-            line.split_once("qemu-system-x86_64: ")
+            line.split_once("qemu-system-")
+                .and_then(|(_, rest)| rest.split_once(": "))
                 .map_or(line, |(_, message)| message)
         })
         .collect();
@@ -301,7 +324,7 @@ fn qemu_img(
     path: &Path,
     after: &[&str],
 ) -> Result<Vec<u8>> {
-    let mut command = Command::new(host.qemu_folder(options.qemu)?.join("bin/qemu-img"));
+    let mut command = Command::new(folder_of(host, options)?.join("bin/qemu-img"));
     let output = command
         .args(before)
         .arg(path)

@@ -623,7 +623,7 @@ impl Vm {
 
     fn replace(&mut self, snapshot: &Name, state: &State) -> Result<()> {
         let before = self.folder.state()?;
-        self.host.qemu_folder(state.options.qemu)?;
+        qemu::folder_of(&self.host, &state.options)?;
         self.at_end();
         self.quit()?;
         self.folder.write_state(state)?;

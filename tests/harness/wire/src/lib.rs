@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What the VM tool on the host and the agent in the guest say to each other
-//! over one virtio-serial port.
+//! The messages between the VM tool on the host and the agent in the guest, over one virtio-serial
+//! port.
 //!
 //! Each message is one postcard value in one COBS frame that ends with a zero byte. A port outlives
 //! connections, jobs and snapshots, so a new connection may find half a frame of an older one in
@@ -17,14 +17,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
 
-/// To be raised with every change of the messages: the agent in an old snapshot
-/// does not change.
+/// Must be raised with every change of the messages: an old snapshot has an old agent.
 pub const VERSION: u32 = 1;
 
 /// The file in the guest that says what the module is loaded with, if it is there.
 pub const PARAMETERS: &str = "/vmgenid.parameters";
 
-/// How many ports the guest has, and with it how many commands at a time.
+/// How many ports the guest has, and so how many commands at a time.
 pub const PORTS: usize = 4;
 
 /// Bytes of standard input that the host may send ahead of
@@ -60,7 +59,7 @@ pub enum ToHost {
         trouble: Option<String>,
     },
     Output(Stream, Vec<u8>),
-    /// So many bytes of standard input are out of the window.
+    /// The command has taken this many bytes of standard input, which leave the window.
     StdinTaken(usize),
     /// Sent every second while a job runs.
     Alive,
@@ -128,11 +127,11 @@ pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
 #[derive(Debug, PartialEq)]
 pub struct Garbage;
 
-/// Takes bytes as they come, gives messages.
+/// Takes bytes in any portions, and returns messages.
 #[derive(Default)]
 pub struct Decoder {
     bytes: Vec<u8>,
-    /// So far there is no zero byte.
+    /// How many bytes have been searched. None of them is zero.
     searched: usize,
 }
 

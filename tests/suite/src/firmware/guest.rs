@@ -16,9 +16,9 @@ use std::{
 
 #[derive(Clone, Copy, PartialEq)]
 pub enum Machine {
-    /// For messages about `ADDR`.
+    /// A PC, for rows about `ADDR`.
     PcAddr,
-    /// For all else.
+    /// A PC, for all other rows.
     Pc,
     Q35,
 }
@@ -32,8 +32,8 @@ impl Machine {
         }
     }
 
-    /// The machine, and what its firmware's memory map says: by the kernel's
-    /// parameters, which are laid over what SeaBIOS has to say.
+    /// The options for the machine and its memory map. Kernel parameters change the map that
+    /// SeaBIOS reports.
     pub fn options(self) -> Options {
         let mut options = Options {
             memory: Some(384),
@@ -47,8 +47,8 @@ impl Machine {
                 // 128 MiB are above 4 GiB.
                 "pc,max-ram-below-4g=256M",
                 &[
-                    // ACPI NVS, ACPI tables; not whole pages; one page of two
-                    // kinds; half a page in a PCI hole; above 4 GiB.
+                    // In this order: ACPI NVS; ACPI tables; an area that is not whole pages; one
+                    // page of two kinds; half a page in a PCI hole; an area above 4 GiB.
                     "memmap=64K%0xa000000-1+4",
                     "memmap=64K#0xa100000",
                     "memmap=4K$0xa200800",
@@ -60,8 +60,8 @@ impl Machine {
             ),
             Self::Q35 => (
                 "q35,max-ram-below-4g=256M",
-                // The interrupt controllers and the timer; else the local one
-                // is not used through memory.
+                // The interrupt controllers and the timer. Without nox2apic, the kernel does not
+                // access the local interrupt controller through memory.
                 &["memmap=4M$0xfec00000", "nox2apic"],
             ),
         };
@@ -92,7 +92,7 @@ impl Borrow<Vm> for Guest {
 }
 
 impl Guest {
-    /// Boots a guest in which nothing is bound, and the module not loaded.
+    /// Boots a guest in which no device is bound and the module is not loaded.
     pub fn boot(context: &Context, machine: Machine) -> Result<Self> {
         let guest = Self::start(context, machine, machine.options())?;
         await_random(&guest.vm)?;
@@ -103,8 +103,8 @@ impl Guest {
         Ok(guest)
     }
 
-    /// Boots a guest in which everything is bound that can be, QEMU's own
-    /// device, too.
+    /// Boots a guest in which the system binds each device that can be bound, QEMU's own device
+    /// included.
     pub fn boot_all(context: &Context, machine: Machine) -> Result<Self> {
         let options = Options {
             no_device: false,
@@ -147,7 +147,8 @@ impl Guest {
         Ok(guest)
     }
 
-    /// The rows say where the kernel and a PCI device are, and so on.
+    /// Checks what the rows assume of the memory map: where the kernel is, where a PCI device is,
+    /// and so on.
     fn check_memory(&self, machine: Machine) -> Result<()> {
         let map = self.vm.shell("cat /proc/iomem")?;
         let holds = |what: &str, address: u64| {
@@ -207,7 +208,7 @@ impl Guest {
             let wrong = match step {
                 Step::Bind(_) => None,
                 _ if seen.answer != "none" => Some(&seen.answer),
-                // With the last device goes the node, and nothing is left.
+                // The node disappears with the last device.
                 Step::Unload if seen.node != "none" => Some(&seen.node),
                 _ => None,
             };
@@ -240,7 +241,7 @@ impl Guest {
         self.rows[n].counter.unwrap_or(table::counter(n))
     }
 
-    /// The test of a row: alone, and beside a sound device.
+    /// Expect that the device of a row has its outcome, alone and beside a sound device.
     pub fn check(&self, n: usize) -> Result<()> {
         let row = &self.rows[n];
         let sound = 0;
@@ -248,7 +249,7 @@ impl Guest {
             Step::Load,
             Step::Bind(n),
             Step::Unbind(n),
-            // Forgets the ID.
+            // An unload makes the module forget the ID.
             Step::Unload,
         ];
         let then = [
@@ -261,7 +262,8 @@ impl Guest {
         ];
         let beside = if n == sound { &[][..] } else { &then };
         let seen = self.take(&[&first, beside].concat())?;
-        // The first bind of an ID after the module is loaded reseeds; no ID has changed.
+        // The first bind of an ID after a load reseeds. No ID changes, so there are three reseeds
+        // at most.
         let log = seen.iter().flat_map(|seen| &seen.log);
         let reseeds = log.filter(|line| line.contains(RESEEDED)).count();
         ensure!(reseeds <= 3, "the kernel was reseeded too often: {seen:?}");
@@ -296,7 +298,7 @@ impl Guest {
         next()?.expect_node(self, None)
     }
 
-    /// Binds a device, and expects this.
+    /// Binds a device, and checks that it has this outcome.
     pub fn expect(&self, n: usize, outcome: &Outcome) -> Result<()> {
         let seen = self.take(&[Step::Bind(n)])?;
         let bound = self.judge(&seen[0], n, outcome)?;
@@ -305,7 +307,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Expects this of the observations at a bind.
+    /// Checks the observations at a bind against the outcome.
     fn judge<'a>(&self, seen: &'a Seen, n: usize, outcome: &Outcome) -> Result<&'a Seen> {
         let answer = match outcome {
             Outcome::Nothing | Outcome::Missing => "ENODEV",
@@ -313,7 +315,7 @@ impl Guest {
             _ => "none",
         };
         ensure!(seen.answer == answer, "not {answer}: {seen:?}");
-        // Of another device, or of what the driver asked the kernel for.
+        // A line about another device, or a complaint of the kernel about a request of the driver.
         let other = seen.log.iter().find(|line| {
             let driver = kernel::driver(&kernel::default());
             let ours = line.starts_with(&format!("{driver} {}: ", self.device(n)));
@@ -336,7 +338,7 @@ impl Guest {
         Ok(seen)
     }
 
-    /// Expects the driver's messages about a device, and no more.
+    /// Checks that the log has the driver's messages about a device, and no others about it.
     pub fn expect_lines(&self, n: usize, outcome: &Outcome, log: &[String]) -> Result<()> {
         let device = self.device(n);
         let driver = kernel::driver(&kernel::default());
@@ -349,7 +351,7 @@ impl Guest {
         let expected = match outcome {
             Outcome::Missing => vec!["ADDR is missing: no generation ID"],
             Outcome::Refused(line) => {
-                // The second is the driver core's.
+                // The second line is the driver core's.
                 vec![line.as_str(), &failed]
             }
             Outcome::Reseeds(Some(line)) => vec![line.as_str()],
@@ -362,7 +364,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Expects a driver, or none, where these devices have one.
+    /// Checks whether the system sees the device, and whether the device is in `bound`.
     pub fn expect_driver(&self, n: usize, outcome: &Outcome, bound: &[String]) -> Result<()> {
         let device = self.device(n);
         let state = (
@@ -384,7 +386,7 @@ impl Guest {
     }
 }
 
-/// What the guest's program does, with the device of a row.
+/// A step of the guest's program. A number is that of a row, for the row's device.
 #[derive(Clone, Copy)]
 enum Step {
     Load,
@@ -393,7 +395,7 @@ enum Step {
     Unbind(usize),
 }
 
-/// Its observations after that.
+/// The observations of the guest's program after a step.
 #[derive(Debug, Default)]
 struct Seen {
     /// The kernel's error, or "none".
@@ -424,7 +426,7 @@ impl Seen {
         Ok(all)
     }
 
-    /// Expects the node of a row's device, or none.
+    /// Checks that the node is that of a row's device, or that there is none.
     fn expect_node(&self, guest: &Guest, of: Option<usize>) -> Result<()> {
         let expected = of.map_or("none".into(), |n| guest.counter(n).to_string());
         ensure!(self.node == expected, "the node: not {expected}: {self:?}");

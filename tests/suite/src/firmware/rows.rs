@@ -1,41 +1,41 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What firmware can say, a row each, and what the driver has to make of it.
+//! The tables of firmware, one row each, and the outcome that each has to have.
 
 use super::table;
 
 /// A device, in a table of its own.
 pub struct Row {
     pub name: String,
-    /// How the system knows it.
+    /// The objects by which the system identifies the device.
     pub names: &'static str,
     /// The objects in the device.
     pub asl: String,
     /// The objects outside of it.
     pub outside: &'static str,
-    /// Bytes of the AML, and what to put there instead.
+    /// Bytes of the AML, and the bytes that replace them.
     pub patch: Option<(&'static [u8], &'static [u8])>,
     /// The outcome where nothing else is bound.
     pub outcome: Outcome,
-    /// The outcome beside a sound device that has the node, if that differs, and not only in that
-    /// the node is gone.
+    /// The outcome beside a sound device that has the node, where it differs from `outcome` by more
+    /// than the missing node.
     pub beside: Option<Outcome>,
-    /// The counter there, if it is another's.
+    /// The counter at the address in `CTRA`, where it is not the row's own.
     pub counter: Option<u32>,
 }
 
-/// What a device gets.
+/// What becomes of a device.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// Not even a driver: the system does not see it.
+    /// No driver: the system does not see the device.
     Nothing,
-    /// No driver, for want of a generation ID; with this line.
+    /// No driver, because there is no generation ID. The driver logs one line.
     Missing,
     /// No driver, because of an error in `ADDR`.
     Refused(String),
     /// Reseeding only, because of an error in `CTRA`, if there is one.
     Reseeds(Option<String>),
-    /// The device node, and no word.
+    /// The device node, and no line in the log.
     Node,
     /// It has a test of its own.
     Various,
@@ -63,7 +63,7 @@ const NOT_RESERVED: &str = "is not in memory that the firmware reserved";
 const SECRET: &str = "holds a generation ID";
 pub const PUBLIC: &str = "is in the page of a generation counter";
 
-/// What a second device has to hear.
+/// The line about a second device.
 pub const SECOND: &str = "another device has /dev/vmgenid: reseeding only";
 
 /// What can be wrong with either object: `@` is its name, `<at>` the address
@@ -204,7 +204,8 @@ const WRONG: &[(&str, &str, &str)] = &[
     ),
     ("calls_itself", "Method (@) { Return (@ ()) }", FAILS),
     (
-        // ACPICA is lenient: it makes one up, and converts the returned value to an integer.
+        // ACPICA is lenient: it supplies the missing argument, and converts the returned value to
+        // an integer.
         "wants_an_argument",
         "Method (@, 1) { Return (Arg0) }",
         NOT_A_PACKAGE,
@@ -215,7 +216,7 @@ const WRONG: &[(&str, &str, &str)] = &[
         NOT_A_PACKAGE,
     ),
     ("is_fatal", "Method (@) { Fatal (2, 0x12345678, 0) }", FAILS),
-    // Lenient here, too.
+    // ACPICA is lenient here as well.
     ("returns_nothing", "Method (@) {}", NOT_A_PACKAGE),
     (
         "returns_what_it_did_last",
@@ -327,7 +328,7 @@ const WRONG_CTRA: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Other ways to say it right: the whole of the ASL.
+/// Valid tables in other forms. The second string is the whole ASL.
 const SOUND: &[(&str, &str)] = &[
     // QEMU's DSDT is of revision 1: the system cuts all integers to 32 bits
     // before the driver sees them.
@@ -382,7 +383,7 @@ const SOUND: &[(&str, &str)] = &[
     ),
     (
         "a_storm_before_probe_ends",
-        // In parts: the system ends a loop that takes 30 seconds.
+        // The storm has parts: the system ends a loop that takes 30 seconds.
         "<ADDR>
          Method (PART) { Local0 = <rounds> / 100 While (Local0) { Notify (<self>, 0x80) Local0-- } }
          Method (PARS)
@@ -410,18 +411,18 @@ const SOUND: &[(&str, &str)] = &[
     ),
 ];
 
-/// What a PC's firmware can say of `ADDR`: the system takes 128 tables, and
-/// there are more.
+/// The rows of a PC that are about `ADDR`. The rows have two lists, since the system accepts at
+/// most 128 tables.
 pub fn pc_addr() -> Vec<Row> {
     pc_with(|name| name.starts_with("addr_"))
 }
 
-/// What else it can say.
+/// The other rows of a PC.
 pub fn pc() -> Vec<Row> {
     pc_with(|name| !name.starts_with("addr_"))
 }
 
-/// The sound one comes first: others are tried beside it.
+/// The sound device comes first: the others are tested beside it.
 fn pc_with(wanted: impl Fn(&str) -> bool) -> Vec<Row> {
     let mut rows = all_of_pc();
     rows.retain(|row| row.name == "sound" || wanted(&row.name));
@@ -501,7 +502,7 @@ fn all_of_pc() -> Vec<Row> {
             names: r#"Name (_HID, "VMGT0001") Name (_CID, Package () { "VMGT0002", "VMGENCTR", "VM_GEN_COUNTER" })"#,
             ..row("sound_by_one_of_its_cids", "<ADDR> <CTRA>", Outcome::Node)
         },
-        // What hypervisors' own firmware says. They have no CTRA.
+        // The tables of hypervisors' own firmware, which has no CTRA.
         Row {
             names: r#"Name (_HID, "VMGENCTR") Name (_CID, "VM_Gen_Counter") Name (_DDN, "VM_Gen_Counter")"#,
             ..row("firecracker_1_16", FIRECRACKER, Outcome::Reseeds(None))
@@ -525,7 +526,8 @@ fn all_of_pc() -> Vec<Row> {
                 Outcome::Reseeds(None),
             )
         },
-        // The compiler would count for itself: 3 elements, announced as 2.
+        // A package with 3 elements that announces 2. The compiler counts the elements, so the AML
+        // is patched.
         Row {
             patch: Some((
                 b"\x03\x0c\x00\x30\x22\x11\x0c\x88\x77\x66\x55",
@@ -537,7 +539,7 @@ fn all_of_pc() -> Vec<Row> {
                 reseeds(BEYOND),
             )
         },
-        // Opcodes that there are not: ACPICA says so, and skips them.
+        // Opcodes that do not exist: ACPICA logs them, and skips them.
         Row {
             patch: Some((b"\x0c\x44\x33\x22\x11", b"\x5b\xff\x5b\xff\x5b")),
             ..row(
@@ -580,7 +582,7 @@ fn all_of_pc() -> Vec<Row> {
                 Outcome::Node,
             )
         },
-        // Where the other is not bound, the driver cannot know this.
+        // While the other device is not bound, the driver cannot know of its ID.
         Row {
             beside: Some(reseeds(SECRET)),
             counter: Some(0),
@@ -603,7 +605,7 @@ fn all_of_pc() -> Vec<Row> {
             "<ADDR> <CTRA> Method (_SUN) { ID0++ CNT++ Notify (<self>, 0x80) Return (0) }",
             Outcome::Various,
         ),
-        // In parts, likewise.
+        // The storm has parts, as the one above.
         row(
             "storming",
             "<ADDR> <CTRA>
@@ -672,7 +674,7 @@ fn all_of_pc() -> Vec<Row> {
     rows
 }
 
-/// A `CTRA` that is elsewhere, where it first puts a counter.
+/// A `CTRA` at another address, to which the method first writes a counter.
 fn elsewhere(address: &str, halves: &str) -> String {
     format!(
         "OperationRegion (FARR, SystemMemory, {address}, 4)
@@ -681,7 +683,7 @@ fn elsewhere(address: &str, halves: &str) -> String {
     )
 }
 
-/// On a Q35.
+/// The rows of a Q35.
 pub fn q35() -> Vec<Row> {
     vec![row("sound_on_a_q35", "<ADDR> <CTRA>", Outcome::Node)]
 }

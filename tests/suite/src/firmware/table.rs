@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! ACPI tables with one device each, from ASL to the AML that QEMU hands to the
-//! guest.
+//! ACPI tables with one device each, from ASL to the AML that QEMU passes to the guest.
 
 use super::rows::Row;
 use crate::context::{Context, scaled};
@@ -13,8 +12,8 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// Where the tables' own memory begins, and how much each has: a page with the
-/// ID at QEMU's offset, and the counter's page.
+/// The address of the tables' own memory, and the size of each table's share: a page with the ID at
+/// QEMU's offset, and the counter's page.
 pub const MEMORY: u64 = 0x0900_0000;
 pub const SHARE: u64 = 0x2000;
 const ID_OFFSET: u64 = 40;
@@ -36,10 +35,9 @@ fn base(n: usize) -> u64 {
     MEMORY + n as u64 * SHARE
 }
 
-/// The table of row `n`. In a row's ASL, `<id>` and `<page>` are the addresses
-/// of its own memory, which the device fills in before the system looks at it;
-/// `<rounds>` is 10,000 in the tiny kernel, and 400 in slow ones: each look at the
-/// object goes through all of them.
+/// The table of row `n`. In a row's ASL, `<id>` and `<page>` are the addresses of its own memory,
+/// which the device fills in before the system evaluates the objects. `<rounds>` is 10,000 in the
+/// tiny kernel, and 400 in slow ones: each evaluation of an object executes all of them.
 fn asl(n: usize, row: &Row) -> String {
     let text = format!(
         r#"DefinitionBlock ("", "SSDT", 2, "VMGENT", "{node}", 1)
@@ -78,12 +76,12 @@ fn asl(n: usize, row: &Row) -> String {
     fill_in(&text, n)
 }
 
-/// Puts the addresses into the text, also with something added: `<page+8>`.
+/// Replaces the names of addresses in the text, which may have an offset: `<page+8>`.
 fn fill_in(text: &str, n: usize) -> String {
     let mut pieces = text.split('<');
     let mut filled = String::from(pieces.next().unwrap_or_default());
     for piece in pieces {
-        // It may be "less than".
+        // A "<" may also be ASL's "less than".
         match piece
             .split_once('>')
             .and_then(|(token, rest)| Some((value(token, n)?, rest)))
@@ -123,7 +121,7 @@ fn value(token: &str, n: usize) -> Option<String> {
     Some(format!("{:#x}", address.wrapping_add_signed(offset)))
 }
 
-/// Compiled tables, in a folder that lives as long as this.
+/// Compiled tables, in a folder that is removed when this is dropped.
 pub struct Tables {
     folder: TempDir,
     count: usize,
@@ -132,7 +130,7 @@ pub struct Tables {
 impl Tables {
     /// Compiles a table for each row, in one run of iasl.
     pub fn compile(context: &Context, rows: &[Row]) -> Result<Self> {
-        // The build root sees the checkout.
+        // The build root sees the checkout, and not the host's /tmp.
         let folder = tempfile::Builder::new()
             .prefix("firmware-")
             .tempdir_in(context.top.join("out"))?;
@@ -144,7 +142,7 @@ impl Tables {
             fs::write(tables.file(n, "asl"), asl(n, row))?;
         }
 
-        // iasl reports most of them as errors. An option makes it continue.
+        // iasl reports most of the malformations as errors. -f makes it continue.
         let output = Command::new(context.top.join("scripts/buildroot"))
             .args(["--", "iasl", "-f", "-oa", "-vs", "-vi"])
             .args((0..rows.len()).map(|n| tables.file(n, "asl")))
@@ -182,7 +180,7 @@ impl Tables {
     }
 }
 
-/// Makes of the table what no compiler makes. QEMU puts the checksum right.
+/// Patches the AML into a table that no compiler makes. QEMU corrects the checksum.
 fn patch(aml: &Path, row: &Row) -> Result<()> {
     let Some((from, to)) = row.patch else {
         return Ok(());
