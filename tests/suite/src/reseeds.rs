@@ -4,10 +4,11 @@
 
 use crate::{
     context::{
-        Context, await_random, driver, expect_counter, expect_reseeds, genctr, generation,
+        self, Context, await_random, driver, expect_counter, expect_reseeds, genctr, generation,
         is_builtin, no_splat, reseeds, settle, settled_reseeds, wait,
     },
-    notifications, tests, vmforks,
+    notifications, tests,
+    vmforks::{self, expect_published, published},
 };
 use anyhow::{Result, ensure};
 use harness::{Options, Vm};
@@ -22,9 +23,20 @@ tests! {
     a_restore_between_unbind_and_bind_is_caught
 }
 
+/// Boots a guest in which `/dev/sysgenid` counts the IDs that the driver publishes: `vmgenctr`
+/// reseeds without a line in the log.
+fn counting(context: &Context) -> Result<Vm> {
+    let more = context::parameters();
+    let options = Options {
+        parameter: more.into_iter().chain(["sysgenid=1".into()]).collect(),
+        ..genctr(42)
+    };
+    vmforks::boot(context, options)
+}
+
 /// A guest in which notifications are held back.
 fn without_notifications(context: &Context) -> Result<Vm> {
-    let vm = vmforks::boot(context, genctr(42))?;
+    let vm = counting(context)?;
     notifications::hold(&vm)?;
     Ok(vm)
 }
@@ -78,14 +90,16 @@ fn a_notification_reseeds_once(context: &Context) -> Result<()> {
 /// does when it is notified.)
 fn read_reseeds_before_the_notification(context: &Context) -> Result<()> {
     let mut vm = without_notifications(context)?;
-    let before = settled_reseeds(&vm)?;
+    let (before, first) = (settled_reseeds(&vm)?, published(&vm)?);
     for (n, value) in (43..46).enumerate() {
+        let last = first + n as u32;
         vm.set_genctr(value)?;
-        expect_reseeds(&vm, before + n * told())?;
+        expect_published(&vm, last)?;
         reseeded_by(&vm, || expect_counter(&vm, value))?;
-        expect_reseeds(&vm, before + (n + 1) * told())?;
+        expect_published(&vm, last + 1)?;
         // A second read has nothing left to do.
         expect_counter(&vm, value)?;
+        expect_published(&vm, last + 1)?;
         expect_reseeds(&vm, before + (n + 1) * told())?;
     }
     // Nor has the notification that comes late.
@@ -94,7 +108,7 @@ fn read_reseeds_before_the_notification(context: &Context) -> Result<()> {
     wait("the notification", || {
         Ok((notifications::count(&vm)? > count).then_some(()))
     })?;
-    settle(&vm)?;
+    expect_published(&vm, first + 3)?;
     // The kernel's own driver is notified only now, and sees only the last ID.
     expect_reseeds(&vm, before + if is_builtin() { 1 } else { 3 })?;
     no_splat(&vm)
@@ -104,12 +118,13 @@ fn read_reseeds_before_the_notification(context: &Context) -> Result<()> {
 /// counter, and that a read then reseeds.
 fn open_and_mmap_do_not_reseed(context: &Context) -> Result<()> {
     let mut vm = without_notifications(context)?;
-    let before = settled_reseeds(&vm)?;
+    let (before, first) = (settled_reseeds(&vm)?, published(&vm)?);
     vm.set_genctr(43)?;
     let said = vm.shell("contract peek")?;
     ensure!(said.trim() == "mapped 43", "the mapping shows: {said}");
-    expect_reseeds(&vm, before)?;
+    expect_published(&vm, first)?;
     reseeded_by(&vm, || expect_counter(&vm, 43))?;
+    expect_published(&vm, first + 1)?;
     expect_reseeds(&vm, before + told())
 }
 
@@ -148,16 +163,17 @@ fn readers_and_notifications_reseed_once_per_id(context: &Context) -> Result<()>
 /// Expect that a rebind without a new ID does not reseed, and that a bind reseeds once for an ID
 /// that came while the device was unbound.
 fn a_restore_between_unbind_and_bind_is_caught(context: &Context) -> Result<()> {
-    let mut vm = vmforks::boot(context, genctr(42))?;
+    let mut vm = counting(context)?;
     let driver = driver();
     let device = vm.shell(&format!("basename {driver}/*[:.]*"))?;
     let device = device.trim();
-    let before = settled_reseeds(&vm)?;
+    let (before, first) = (settled_reseeds(&vm)?, published(&vm)?);
 
-    // Without a new ID, a rebind has nothing to do.
+    // Without a new ID, a rebind has nothing to do. The count also counts the unbind.
     vm.shell(&format!(
         "echo {device} >{driver}/unbind; echo {device} >{driver}/bind"
     ))?;
+    expect_published(&vm, first + 1)?;
     expect_reseeds(&vm, before)?;
 
     vm.shell(&format!("echo {device} >{driver}/unbind"))?;
@@ -169,6 +185,7 @@ fn a_restore_between_unbind_and_bind_is_caught(context: &Context) -> Result<()> 
         vm.shell(&format!("echo {device} >{driver}/bind")).map(drop)
     })?;
     expect_counter(&vm, 43)?;
+    expect_published(&vm, first + 3)?;
     expect_reseeds(&vm, before + 1)?;
     no_splat(&vm)
 }
