@@ -7,10 +7,7 @@ pub(crate) mod vmclock;
 
 use super::{
     id,
-    kernel::{
-        acpi::Device as AcpiDevice,
-        platform::with_compatible, //
-    },
+    kernel::acpi::Device as AcpiDevice,
     prelude::*, //
 };
 use kernel::platform;
@@ -20,12 +17,6 @@ pub(crate) const ACPI_IDS: [&CStr; 2] = [c"VMGENCTR", c"VM_GEN_COUNTER"];
 
 /// What the device's node in a device tree is compatible with.
 pub(crate) const COMPATIBLE: &CStr = c"microsoft,vmgenid";
-
-/// Returns whether the firmware describes a generation ID device.
-pub(crate) fn has_device() -> bool {
-    let mut acpi = ACPI_IDS.into_iter().flat_map(AcpiDevice::with_id);
-    acpi.next().is_some() || with_compatible(COMPATIBLE).next().is_some()
-}
 
 /// The firmware's description of a device.
 pub(crate) enum Firmware<'a> {

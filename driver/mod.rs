@@ -53,7 +53,6 @@ pub(crate) mod kernel {
 /// The names that most files use.
 mod prelude {
     pub(super) use super::kernel::{
-        acpi,
         memremap::{
             Mapping,
             Range,

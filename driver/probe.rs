@@ -108,7 +108,16 @@ pub(crate) fn counter(
 /// Logs a line if the machine has a VMClock, but no generation ID device.
 #[cfg(CONFIG_VMGENID = "m")]
 pub(crate) fn tell_unused_vmclock() {
-    if !firmware::has_device() && !matches!(firmware::vmclock::page(), Ok(None)) {
+    use super::kernel::{
+        acpi,
+        platform::with_compatible, //
+    };
+
+    let mut ids = firmware::ACPI_IDS
+        .into_iter()
+        .flat_map(acpi::Device::with_id);
+    let none = ids.next().is_none() && with_compatible(firmware::COMPATIBLE).next().is_none();
+    if none && !matches!(firmware::vmclock::page(), Ok(None)) {
         pr_info!("VMClock is not used: this machine has no generation ID device\n");
     }
 }
