@@ -4,7 +4,7 @@
 
 use crate::{
     clones,
-    context::{Context, await_random, expect_reseeds, lines, reseeds, wait},
+    context::{Context, expect_reseeds, lines, reseeds, wait},
     tests,
 };
 use anyhow::{Context as _, Result, ensure};
@@ -498,7 +498,10 @@ fn under_stock_qemu_reseeds_are_counted(context: &Context) -> Result<()> {
         ..with_module(context)?
     };
     let mut vm = boot(context, options)?;
-    await_random(&vm)?;
+    wait("the generator is initialized", || {
+        let log = vm.shell("dmesg")?;
+        Ok(log.contains("crng init done").then_some(()))
+    })?;
     let (there, _) = said(&vm, "test -e /dev/vmgenid")?;
     ensure!(!there, "there is /dev/vmgenid without a counter");
     vm.shell("sed -i 's/^#\\(options vmgenctr\\)/\\1/' /etc/modprobe.d/vmgenid.conf")?;
@@ -611,10 +614,13 @@ fn enforced_signatures_are_named(context: &Context) -> Result<()> {
 fn an_unknown_parameter_is_named(context: &Context) -> Result<()> {
     let vm = boot(context, with_module(context)?)?;
     await_node(&vm, "/dev/vmgenid")?;
-    // udev loads the module, without the parameter, while it handles devices. So the reload waits
-    // for udev.
-    let reload = "udevadm settle && modprobe -r vmgenctr && modprobe vmgenctr nonsense=1";
-    succeeds(&vm, reload)?;
+    // udev loads the module, without the parameter, while it handles devices, and has systemd start
+    // the watcher, which has the node open. So the unloading waits for udev, and is tried again.
+    let unload = "udevadm settle && systemctl stop vmgenid-watch.service && modprobe -r vmgenctr";
+    wait("the module is unloaded", || {
+        Ok(said(&vm, unload)?.0.then_some(()))
+    })?;
+    succeeds(&vm, "modprobe vmgenctr nonsense=1")?;
     one_line(
         &vm.shell("dmesg")?,
         "vmgenctr: unknown parameter 'nonsense' ignored",
