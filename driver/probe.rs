@@ -52,13 +52,9 @@ pub(crate) fn generation(
     };
 
     let wrong = match range {
-        Ok(range) => match registry::generation(&range, counted) {
-            Ok(Some(generation)) => return Ok(generation),
-            Ok(None) => "is in the page of a generation counter",
-            Err(err) => {
-                complain(dev, name, "cannot be mapped", "no generation ID");
-                return Err(err);
-            }
+        Ok(range) => match registry::generation(&range, counted)? {
+            Some(generation) => return Ok(generation),
+            None => "is in the page of a generation counter",
         },
         Err(wrong) => wrong,
     };

@@ -33,10 +33,15 @@ pub(crate) fn page() -> Result<Option<ReservedPage>, &'static str> {
         }
     }
     match found.map(|device| device.memory()) {
-        None => with_compatible(c"amazon,vmclock")
-            .next()
-            .and_then(|device| device.resource_by_index(0).map(ReservedPage::of_device))
-            .transpose(),
+        None => {
+            let mut devices = with_compatible(c"amazon,vmclock");
+            match (devices.next(), devices.next()) {
+                (_, Some(_)) => Err("is there more than once"),
+                (device, None) => device
+                    .and_then(|device| device.resource_by_index(0).map(ReservedPage::of_device))
+                    .transpose(),
+            }
+        }
         Some(Some((address, len))) if len >= PAGE_SIZE as u64 => {
             ReservedPage::new(address).map(Some)
         }
