@@ -10,10 +10,9 @@
 use crate::{
     age::grow_old,
     clones::{self, drawn, look_and_draw, two_cpus},
-    context::{
-        Context, await_random, counter, expect_reseeds, genctr, no_splat, settled_reseeds, wait,
-    },
+    context::{Context, await_random, genctr, no_splat},
     draws::Same,
+    notifications::expect_notified,
     tests,
 };
 use anyhow::{Result, ensure};
@@ -55,21 +54,7 @@ fn one_line_says_that_there_is_no_early_look(context: &Context) -> Result<()> {
 /// Expect that the notification, which comes by the event device, reseeds the kernel and wakes a
 /// poller.
 fn the_generic_event_device_notifies(context: &Context) -> Result<()> {
-    let mut vm = context.boot(firecracker(genctr(42)))?;
-    await_random(&vm)?;
-    // No process uses the device: the notification alone has the kernel reseeded.
-    let before = settled_reseeds(&vm)?;
-    vm.set_genctr(43)?;
-    expect_reseeds(&vm, before + 1)?;
-    vm.shell("vmgenid watch >/tmp/watch 2>&1 & sleep 0.5")?;
-    vm.set_genctr(44)?;
-    wait("the notification", || {
-        let said = vm.shell("cat /tmp/watch")?;
-        Ok(said.contains("44").then_some(()))
-    })?;
-    let said = counter(&vm)?;
-    ensure!(said == "read 44, mapped 44", "{said}");
-    no_splat(&vm)
+    expect_notified(context.boot(firecracker(genctr(42)))?)
 }
 
 /// Expect of clones what is expected on a PC: no stale look, and no draw twice.

@@ -4,7 +4,9 @@
 //! masked. microvm has the Generic Event Device (GED), whose driver can be unbound. virt has an
 //! interrupt for them alone, which can be disabled in the interrupt controller.
 
-use crate::context::machine;
+use crate::context::{
+    await_random, expect_counter, expect_reseeds, machine, no_splat, settled_reseeds, wait,
+};
 use anyhow::{Context as _, Result};
 use harness::{Machine, Vm, qapi::qmp::system_powerdown};
 
@@ -38,6 +40,24 @@ pub fn release(vm: &Vm) -> Result<()> {
         vm.qmp(&system_powerdown {})?;
     }
     Ok(())
+}
+
+/// Expect of a guest with the counter 42 that the notification alone has the kernel reseeded once, and
+/// that it wakes a poller.
+pub fn expect_notified(mut vm: Vm) -> Result<()> {
+    await_random(&vm)?;
+    // No process uses the device yet.
+    let before = settled_reseeds(&vm)?;
+    vm.set_genctr(43)?;
+    expect_reseeds(&vm, before + 1)?;
+    vm.shell("vmgenid watch >/tmp/watch 2>&1 & sleep 0.5")?;
+    vm.set_genctr(44)?;
+    wait("the notification", || {
+        let said = vm.shell("cat /tmp/watch")?;
+        Ok(said.contains("44").then_some(()))
+    })?;
+    expect_counter(&vm, 44)?;
+    no_splat(&vm)
 }
 
 /// How many interrupts have come for the notifications.
