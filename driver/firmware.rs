@@ -49,7 +49,8 @@ impl<'a> Firmware<'a> {
         }
     }
 
-    /// Returns the physical address of the ID. `None`: there is none. An error completes "ADDR ...".
+    /// Returns the physical address of the ID. `None`: there is none. An error completes
+    /// "ADDR ...".
     pub(crate) fn id(&self) -> Result<Option<u64>, &'static str> {
         match self {
             Self::Acpi(device) => acpi::address(device, c"ADDR"),

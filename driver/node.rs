@@ -125,8 +125,8 @@ impl Drop for Bound {
             // poller that is added later sees that the device is not bound.
             Source::Counter(_) => generation.handled.notify_all(),
             // The count changes once more, so that a process that only maps the page calls the
-            // driver, and gets `ENODEV`. A reseed that is due comes first. `increment` takes the lock
-            // under which a reader checks `bound` and goes to sleep.
+            // driver, and gets `ENODEV`. A reseed that is due comes first. `increment` takes the
+            // lock under which a reader checks `bound` and goes to sleep.
             Source::Reseeds(reseeds) => {
                 let _ = generation.apply_rule(true);
                 reseeds.increment();
@@ -183,13 +183,13 @@ pub(crate) struct OpenFile {
 impl OpenFile {
     /// Applies the rule, and returns the value for `read`. For the counter this is the barrier.
     ///
-    /// Where the rule takes longer than the caller may wait, the pollers are woken later, and see an
-    /// event if `is_read`.
+    /// Where the rule takes longer than the caller may wait, the pollers are woken later, and see
+    /// an event if `is_read`.
     ///
     /// # Errors
     ///
-    /// `ENODEV`: The device was unbound. And those of [`Counter::read`], [`Watched::apply_rule`] and
-    /// [`Reseeds::next`].
+    /// `ENODEV`: The device was unbound. And those of [`Counter::read`], [`Watched::apply_rule`]
+    /// and [`Reseeds::next`].
     #[inline(always)]
     fn value(&self, may_wait: bool, is_read: bool) -> Result<u32> {
         let files: &Files = &self.files;
