@@ -40,9 +40,9 @@ type Promise = fn() -> anyhow::Result<()>;
 /// A promise that is not kept on every machine has a word after its name, which tells the suite
 /// where to test it: `On` in tests/suite/src/on.rs.
 macro_rules! promises {
-    ($all:ident: $($name:ident)*; $($module:ident { $($its:ident $([$on:literal])?)* })*) => {
+    ($all:ident: $($name:ident $([$at:literal])?)*; $($module:ident { $($its:ident $([$on:literal])?)* })*) => {
         pub const $all: &[(&str, &str, Promise)] = &[
-            $((stringify!($name), "", $name),)*
+            $((stringify!($name), concat!($(" ", $at)?), $name),)*
             $($((
                 concat!(stringify!($module), "::", stringify!($its)),
                 concat!($(" ", $on)?),
@@ -73,7 +73,7 @@ promises! { ALL:
     fork_inherits_the_page
     write_is_refused
     ioctl_is_enotty
-    the_module_stays_while_a_file_or_mapping_is_open
+    the_module_stays_while_a_file_or_mapping_is_open ["mainline"]
     an_unbound_device_answers_enodev;
     library {
         the_best_source_is_taken
@@ -123,8 +123,8 @@ promises! { CHANGES:;
         changes_while_unbound_reseed_once_at_bind
         no_reseed_after_the_unbind ["not-builtin"]
         the_driver_override_decides
-        the_module_stays_while_it_is_in_use
-        changes_while_unloaded_do_nothing
+        the_module_stays_while_it_is_in_use ["mainline"]
+        changes_while_unloaded_do_nothing ["mainline"]
         a_stale_node_is_refused
         many_rebinds_under_a_storm
     }
@@ -147,7 +147,7 @@ promises! { SYSGENID:;
         an_unbound_device_answers_enodev
         a_mapping_follows_after_a_rebind
         an_unbind_reseeds_what_is_due
-        the_module_stays_while_it_is_mapped
+        the_module_stays_while_it_is_mapped ["mainline"]
     }
 }
 

@@ -53,6 +53,7 @@ impl FromStr for On {
     fn from_str(word: &str) -> Result<Self> {
         Ok(match word {
             "not-builtin" => Self::NotBuiltin,
+            "mainline" => Self::Mainline,
             "pc" => Self::Pc,
             _ => bail!("no such place for a test: {word:?}"),
         })

@@ -22,11 +22,14 @@ pub fn driver(name: &str) -> &'static str {
     }
 }
 
-/// Whether its own driver is built in: builtin, or another configuration with that over
-/// it.
+/// Whether mainline's driver is built in: builtin, or another configuration with that over it.
 pub fn is_builtin(name: &str) -> bool {
-    name.split('-')
-        .any(|part| ["builtin", SERIES].contains(&part))
+    name.split('-').any(|part| part == "builtin")
+}
+
+/// Whether the driver is a module that a guest loads. In the kernel `series` it is built in.
+pub fn has_module(name: &str) -> bool {
+    name != SERIES
 }
 
 /// Whether the kernel is one for arm64: its guests have QEMU's machine `virt`, with a device tree.

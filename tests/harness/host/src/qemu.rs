@@ -208,12 +208,19 @@ fn kernel_parameters(options: &Options) -> String {
     for more in &options.append {
         parameters += &format!(" {more}");
     }
+    if !kernel::has_module(&options.kernel()) {
+        // There is no early look in that driver.
+        let known = |parameter: &&String| !parameter.starts_with("early_look=");
+        for parameter in options.parameter.iter().filter(known) {
+            parameters += &format!(" vmgenid.{parameter}");
+        }
+    }
     // Debian's own first process starts the agent.
     if options.kernel() == kernel::DEBIAN {
         return parameters + " root=/dev/vda rw";
     }
     parameters += &format!(" rdinit={} -- init", initramfs::GUEST);
-    if !options.no_module {
+    if !options.no_module && kernel::has_module(&options.kernel()) {
         parameters += &format!(" --load {}", initramfs::MODULE);
     }
     parameters
