@@ -9,6 +9,7 @@
 //! - `hold_rtnl`: a write of a number of milliseconds holds `rtnl_lock` that long, or until a
 //!   signal comes. A read returns whether a write holds it.
 //! - `sleep`: for how many milliseconds that notifier sleeps, from now on, before it takes the lock.
+//! - `spin`: for how many milliseconds it computes before that, which an interrupt's handler may.
 //! - `work_on`: the number of a CPU, written here, queues work that does nothing for a worker of
 //!   that CPU. The write does not wait for it. A read returns how often such work has been done.
 //! - `notify`: a write of a number sends that many ACPI notifications, as QEMU's GPE does, but with
@@ -75,6 +76,9 @@ fn now() -> i64 {
 
 /// How long the notifier sleeps, in milliseconds.
 static SLEEP: Atomic<u32> = Atomic::new(0);
+
+/// How long the notifier computes, in milliseconds.
+static SPIN: Atomic<u32> = Atomic::new(0);
 
 /// Whether a process holds `rtnl_lock` through `hold_rtnl`.
 static HELD: Atomic<bool> = Atomic::new(false);
@@ -154,6 +158,10 @@ unsafe extern "C" fn count(
     _data: *mut c_void,
 ) -> c_int {
     AT.store(now(), Relaxed);
+    let end = now() + 1_000_000 * i64::from(SPIN.load(Relaxed));
+    while now() < end {
+        kernel::processor::cpu_relax();
+    }
     let sleep = SLEEP.load(Relaxed);
     if sleep > 0 {
         // SAFETY: A vmfork notifier may sleep.
@@ -529,6 +537,8 @@ struct VmForks {
     #[pin]
     _sleep: File<()>,
     #[pin]
+    _spin: File<()>,
+    #[pin]
     _work_on: File<Work>,
     #[pin]
     _notify: File<()>,
@@ -573,6 +583,14 @@ impl kernel::InPlaceModule for VmForks {
                 (),
                 &|(): &(), reader: &mut UserSliceReader| {
                     SLEEP.store(number(reader)?, Relaxed);
+                    Ok(())
+                },
+            ),
+            _spin <- dir.write_callback_file(
+                c"spin",
+                (),
+                &|(): &(), reader: &mut UserSliceReader| {
+                    SPIN.store(number(reader)?, Relaxed);
                     Ok(())
                 },
             ),

@@ -6,6 +6,7 @@ use crate::{
     context::{Context, addresses, counter, driver, genctr, no_splat},
     notifications::expect_notified,
     tests,
+    vmforks::{self, Background},
 };
 use anyhow::{Context as _, Result, ensure};
 use harness::{Options, Vm, kernel};
@@ -16,6 +17,7 @@ tests! {
     the_devices_own_interrupt_notifies
     each_malformed_node_has_one_line [NotBuiltin]
     the_counter_is_vmclocks_where_the_node_has_none [NotBuiltin]
+    a_read_waits_for_a_reseed_in_the_interrupt [Builtin]
 }
 
 /// Expect that the interrupt, without a process that uses the device, has the kernel reseeded once for
@@ -25,6 +27,28 @@ fn the_devices_own_interrupt_notifies(context: &Context) -> Result<()> {
     let handlers = vm.shell("grep -c 'vmgen' /proc/interrupts || true")?;
     ensure!(handlers.trim() == "1", "{handlers} interrupts");
     expect_notified(vm)
+}
+
+/// Expect that a read that finds a new ID waits while the kernel's own driver handles it, in the
+/// device's interrupt on another CPU: until the handler returns, it may install an older key.
+fn a_read_waits_for_a_reseed_in_the_interrupt(context: &Context) -> Result<()> {
+    let options = Options {
+        smp: Some(2),
+        ..genctr(42)
+    };
+    let mut vm = vmforks::boot(context, options)?;
+    let before = vmforks::count(&vm)?;
+    // The notifier of the test module keeps the interrupt's CPU, the first one, busy. It is counted
+    // when it returns.
+    let script = "cd /sys/kernel/debug/vmforks; echo 1000 >spin; at=$(cat at); echo ready; \
+        while [ \"$(cat at)\" = \"$at\" ]; do :; done; contract counter; cat count";
+    let reader = Background::start(&vm, &format!("exec taskset 2 sh -c '{script}'"))?;
+    reader.await_line(&vm, "ready")?;
+    vm.set_genctr(43)?;
+    let said = reader.end(&vm)?;
+    let expected = format!("ready\nread 43, mapped 43\n{}", before + 1);
+    ensure!(said == expected, "{said:?}, expected {expected:?}");
+    no_splat(&vm)
 }
 
 /// A range in `reg`.
