@@ -21,12 +21,16 @@ fn by_machine(pc: &str, microvm: &str, virt: &str) -> String {
     }
 }
 
-/// Holds the notifications back.
-pub fn hold(vm: &Vm) -> Result<()> {
+/// The command of the guest's shell that holds the notifications back.
+pub fn to_hold() -> String {
     let pc = format!("echo mask >{GPE}");
     let microvm = format!("echo ACPI0013:00 >{GED}/unbind");
-    vm.shell(&by_machine(&pc, &microvm, "contract interrupt off"))
-        .map(drop)
+    by_machine(&pc, &microvm, "contract interrupt off")
+}
+
+/// Holds the notifications back.
+pub fn hold(vm: &Vm) -> Result<()> {
+    vm.shell(&to_hold()).map(drop)
 }
 
 /// Stops holding the notifications back. One that is due comes now.

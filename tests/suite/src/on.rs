@@ -71,7 +71,7 @@ pub fn is_ignored(on: &[On]) -> bool {
     let other_setup = context::parameters().is_some()
         || context::source() == Source::Vmclock
         || context::machine() != Machine::Pc;
-    let plain = matches!(kernel.as_str(), "tiny" | "builtin" | kernel::SERIES);
+    let plain = is_arm64 || matches!(kernel.as_str(), "tiny" | "builtin" | kernel::SERIES);
     is(On::Soak)
         || other_setup && !is(On::AnySetup) && !(is_arm64 && (is(On::Arm64) || is(On::AlsoArm64)))
         || !is_arm64 && is(On::Arm64)

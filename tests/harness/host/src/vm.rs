@@ -316,7 +316,7 @@ impl Vm {
             command_line: format!("gdbserver unix:{},server=on,wait=off", gdb::SOCKET),
             cpu_index: None,
         })?;
-        Gdb::connect(&self.folder, self.host.timeout)
+        Gdb::connect(&self.folder, self.host.timeout, self.options()?.machine())
     }
 
     /// Removes a snapshot, so that the disk stays small.
