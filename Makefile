@@ -77,9 +77,10 @@ test-debug:
 	@VMGENID_KERNEL=kcsan scripts/test
 	@VMGENID_KERNEL=debug-builtin scripts/test
 
-# On arm64, in guests with a device tree; then with vmgenctr.
+# On arm64, in guests with a device tree; with UEFI and ACPI; then with vmgenctr.
 test-arm64:
 	@VMGENID_KERNEL=arm64 scripts/test
+	@VMGENID_KERNEL=arm64 VMGENID_FIRMWARE=ovmf scripts/test
 	@VMGENID_KERNEL=arm64-builtin scripts/test
 
 # kbuild's own clean needs the kernel's build folder, which a machine may lack.
