@@ -16,7 +16,7 @@ pub struct Needs {
 
 /// The driver's name: where the kernel's own is built in, it is another one.
 pub fn driver(name: &str) -> &'static str {
-    match is_builtin(name) || [DEBIAN, STOCK].contains(&name) {
+    match is_builtin(name) || name.split('-').any(|part| [DEBIAN, STOCK].contains(&part)) {
         true => "vmgenctr",
         false => "vmgenid",
     }
@@ -48,7 +48,8 @@ pub fn default() -> String {
 /// The kernel of a whole Debian guest, with its disk: see scripts/debian-image.
 pub const DEBIAN: &str = "debian";
 
-/// The same kernel with the small initramfs of the other guests: see scripts/debian-kernel.
+/// The same kernel with the small initramfs of the other guests; arm64-stock is that for arm64: see
+/// scripts/debian-kernel.
 pub const STOCK: &str = "stock";
 
 /// What the kernel of that name needs.
