@@ -117,7 +117,7 @@ impl Host {
     }
 
     pub(crate) fn busybox(&self, kernel: &str) -> Result<PathBuf> {
-        let root = match kernel::is_arm64(kernel) {
+        let root = match kernel::is_arm64(kernel) && !kernel::ON_ARM64 {
             true => "arm64-tools",
             false => "buildroot",
         };

@@ -37,12 +37,12 @@ pub fn is_arm64(name: &str) -> bool {
 /// Linux with patches/linux.
 pub const SERIES: &str = "series";
 
-/// The default kernel: VMGENID_KERNEL, or tiny.
+/// The default kernel: VMGENID_KERNEL, or tiny, or on a host of arm64 arm64.
 pub fn default() -> String {
     let named = env::var("VMGENID_KERNEL").ok();
     named
         .filter(|name| !name.is_empty())
-        .unwrap_or_else(|| "tiny".into())
+        .unwrap_or_else(|| if ON_ARM64 { "arm64" } else { "tiny" }.into())
 }
 
 /// The kernel of a whole Debian guest, with its disk: see scripts/debian-image.
@@ -51,6 +51,9 @@ pub const DEBIAN: &str = "debian";
 /// The same kernel with the small initramfs of the other guests; arm64-stock is that for arm64: see
 /// scripts/debian-kernel.
 pub const STOCK: &str = "stock";
+
+/// Whether this machine is one of arm64.
+pub const ON_ARM64: bool = cfg!(target_arch = "aarch64");
 
 /// What the kernel of that name needs.
 pub fn needs(name: &str) -> Needs {
