@@ -108,7 +108,7 @@ help:
 	@echo  '  demo            - restore a snapshot, see the counter change'
 	@echo  '  test            - all tests'
 	@echo  '  test-debug      - all tests under KASAN, lockdep, kmemleak, KCSAN, ...'
-	@echo  '  test-arm64      - the promises and the tests with clones on arm64, with a device tree'
+	@echo  '  test-arm64      - the promises and the tests with clones on arm64, with a device tree and ACPI'
 	@echo  '  soak            - a thousand restores (RESTORES=N), then an hour of unbinding and'
 	@echo  '                    unloading under load (SOAK=MINUTES)'
 	@echo  '  stepper         - snapshots at every instruction of a reseed, two clones of each; writes'
