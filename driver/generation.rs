@@ -6,6 +6,7 @@ use super::{
     firmware::Firmware,
     id::{
         GenerationId,
+        Id,
         Published, //
     },
     kernel::{
@@ -63,21 +64,14 @@ pub(crate) type Watched = Work<Generation>;
 impl Job for Generation {
     /// Applies the rule.
     fn run(&self) {
-        let reseed = |id| {
-            match self.irq.load(Relaxed) {
-                0 => (),
-                irq => events::synchronize(irq),
-            }
-            self.shared.reseeder.reseed(id)
-        };
         if self.resumed.xchg(false, Full) && matches!(self.shared.reseeder, Reseeder::DevRandom(_))
         {
-            let _ = reseed(self.id.load());
+            let _ = self.reseed(self.id.load());
         }
         let applied = rule::apply(
             &self.published,
             || self.id.load(),
-            reseed,
+            |id| self.reseed(id),
             || {
                 if let Some(reseeds) = &self.reseeds {
                     reseeds.increment();
@@ -93,6 +87,14 @@ impl Job for Generation {
 }
 
 impl Generation {
+    fn reseed(&self, id: Id) -> Result {
+        match self.irq.load(Relaxed) {
+            0 => (),
+            irq => events::synchronize(irq),
+        }
+        self.shared.reseeder.reseed(id)
+    }
+
     /// Returns whether the ID in memory is published: four loads.
     #[inline(always)]
     pub(crate) fn is_published(&self) -> bool {
