@@ -28,7 +28,8 @@ kdir-has-rust:
 
 # Everything that a virtual machine needs: a guest kernel, QEMU, the module for that
 # kernel, the programs. Complete parts are not built again.
-KERNEL ?= $(or $(VMGENID_KERNEL),tiny)
+on-arm64 := $(filter aarch64 arm64,$(or $(VMGENID_HOST),$(shell uname -m)))
+KERNEL ?= $(or $(VMGENID_KERNEL),$(if $(on-arm64),arm64,tiny))
 
 # What kernels for arm64 need beside the programs of the host.
 arm64 := $(filter arm64%,$(KERNEL))
@@ -46,8 +47,9 @@ endif
 prepare-demo:
 	@scripts/buildroot
 	+@$(MAKE) --no-print-directory -j2 prepare-qemu prepare-debian-kernel
-	@scripts/module --driver stock
+	@scripts/module --driver $(if $(on-arm64),arm64-)stock
 	@scripts/userspace vm guest contract
+	@$(if $(on-arm64),VMGENID_ARCH=arm64 scripts/userspace guest contract)
 
 prepare-qemu:
 	@$(if $(arm64),VMGENID_ARCH=arm64 )scripts/qemu
@@ -77,9 +79,10 @@ test-debug:
 	@VMGENID_KERNEL=kcsan scripts/test
 	@VMGENID_KERNEL=debug-builtin scripts/test
 
-# On arm64, in guests with a device tree; then with vmgenctr.
+# On arm64, in guests with a device tree; with UEFI and ACPI; then with vmgenctr.
 test-arm64:
 	@VMGENID_KERNEL=arm64 scripts/test
+	@VMGENID_KERNEL=arm64 VMGENID_FIRMWARE=ovmf scripts/test
 	@VMGENID_KERNEL=arm64-builtin scripts/test
 
 # kbuild's own clean needs the kernel's build folder, which a machine may lack.
@@ -105,7 +108,7 @@ help:
 	@echo  '  demo            - restore a snapshot, see the counter change'
 	@echo  '  test            - all tests'
 	@echo  '  test-debug      - all tests under KASAN, lockdep, kmemleak, KCSAN, ...'
-	@echo  '  test-arm64      - the promises and the tests with clones on arm64, with a device tree'
+	@echo  '  test-arm64      - the promises and the tests with clones on arm64, with a device tree and ACPI'
 	@echo  '  soak            - a thousand restores (RESTORES=N), then an hour of unbinding and'
 	@echo  '                    unloading under load (SOAK=MINUTES)'
 	@echo  '  stepper         - snapshots at every instruction of a reseed, two clones of each; writes'

@@ -64,12 +64,18 @@ impl<'a> Firmware<'a> {
     /// Returns the counter's page. `None`: there is none. An error completes "CTRA ...".
     pub(crate) fn counter(&self) -> Result<Option<ReservedPage>, &'static str> {
         match self {
+            // Where the device has memory of its own (`_CRS`), the firmware's map need not list it.
             Self::Acpi(device) => acpi::address(device, c"CTRA")?
-                .map(ReservedPage::new)
+                .map(|address| match device.memory() {
+                    Some((start, len)) if address.wrapping_sub(start) < len => {
+                        ReservedPage::of_device(address, len - (address - start))
+                    }
+                    _ => ReservedPage::new(address),
+                })
                 .transpose(),
             Self::DeviceTree(device) => device
                 .resource_by_index(1)
-                .map(ReservedPage::of_device)
+                .map(|reg| ReservedPage::of_device(reg.start(), reg.size()))
                 .transpose(),
         }
     }

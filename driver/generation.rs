@@ -6,6 +6,7 @@ use super::{
     firmware::Firmware,
     id::{
         GenerationId,
+        Id,
         Published, //
     },
     kernel::{
@@ -52,6 +53,9 @@ pub(crate) struct Generation {
 
     /// Whether the last application of the rule failed.
     failed: Atomic<bool>,
+
+    /// The device's own interrupt; 0 if it has none. The kernel's driver reseeds in it.
+    irq: Atomic<u32>,
 }
 
 /// A [`Generation`] to which the driver's thread applies the rule.
@@ -62,12 +66,12 @@ impl Job for Generation {
     fn run(&self) {
         if self.resumed.xchg(false, Full) && matches!(self.shared.reseeder, Reseeder::DevRandom(_))
         {
-            let _ = self.shared.reseeder.reseed(self.id.load());
+            let _ = self.reseed(self.id.load());
         }
         let applied = rule::apply(
             &self.published,
             || self.id.load(),
-            |id| self.shared.reseeder.reseed(id),
+            |id| self.reseed(id),
             || {
                 if let Some(reseeds) = &self.reseeds {
                     reseeds.increment();
@@ -83,6 +87,14 @@ impl Job for Generation {
 }
 
 impl Generation {
+    fn reseed(&self, id: Id) -> Result {
+        match self.irq.load(Relaxed) {
+            0 => (),
+            irq => events::synchronize(irq),
+        }
+        self.shared.reseeder.reseed(id)
+    }
+
     /// Returns whether the ID in memory is published: four loads.
     #[inline(always)]
     pub(crate) fn is_published(&self) -> bool {
@@ -106,6 +118,7 @@ impl Watched {
             awaited: Atomic::new(false),
             resumed: Atomic::new(false),
             failed: Atomic::new(false),
+            irq: Atomic::new(0),
         });
         Arc::pin_init(Work::new(worker, generation), GFP_KERNEL)
     }
@@ -135,10 +148,10 @@ impl Watched {
     ) -> Result {
         events::register(dev, self.clone())?;
         if let Firmware::DeviceTree(device) = firmware {
-            match device
-                .optional_irq_by_index(0)
-                .and_then(|irq| events::on_interrupt(dev, irq, crate::NAME, self.clone()))
-            {
+            match device.optional_irq_by_index(0).and_then(|irq| {
+                self.irq.store(irq.irq(), Relaxed);
+                events::on_interrupt(dev, irq, crate::NAME, self.clone())
+            }) {
                 Ok(()) => (),
                 Err(EPROBE_DEFER) => return Err(EPROBE_DEFER),
                 Err(err) => dev_warn!(

@@ -191,7 +191,7 @@ impl OpenFile {
     /// `ENODEV`: The device was unbound. And those of [`Counter::read`], [`Watched::apply_rule`]
     /// and [`Reseeds::next`].
     #[inline(always)]
-    fn value(&self, may_wait: bool, is_read: bool) -> Result<u32> {
+    fn value(&self, may_wait: impl FnOnce() -> bool, is_read: bool) -> Result<u32> {
         let files: &Files = &self.files;
         if let Source::Counter(counter) = &files.source {
             // Also where VMClock's page is being changed: nothing is due.
@@ -200,7 +200,7 @@ impl OpenFile {
                 return Ok(value);
             }
         }
-        self.changed_value(may_wait, is_read)
+        self.changed_value(may_wait(), is_read)
     }
 
     #[cold]
@@ -251,7 +251,7 @@ impl FileOperations for OpenFile {
     }
 
     #[inline(always)]
-    fn read(&self, request: Request) -> Result<Option<u32>> {
+    fn read(&self, request: Request<'_>) -> Result<Option<u32>> {
         if request.len != counter::SIZE || request.pos != 0 {
             match &self.files.source {
                 _ if request.len == 0 => return Ok(None),
@@ -260,7 +260,7 @@ impl FileOperations for OpenFile {
                 _ => return Err(EINVAL),
             }
         }
-        self.value(!request.nonblock, true).map(Some)
+        self.value(|| request.may_wait(), true).map(Some)
     }
 
     #[inline(always)]
@@ -293,7 +293,7 @@ impl FileOperations for OpenFile {
             Source::Counter(_) => &self.files.generation.handled,
             Source::Reseeds(reseeds) => &reseeds.changed,
         });
-        match self.value(false, false) {
+        match self.value(|| false, false) {
             Ok(value) => Ok(self.last.is_new(value)),
             Err(EAGAIN) => Ok(false),
             Err(err) => Err(err),

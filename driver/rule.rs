@@ -12,7 +12,9 @@
 //! 2. A work queue thread installs a key that was extracted before: in the generator's own work, or
 //!    in that of a notification, which the built-in driver handles. The thread does not sleep in
 //!    between. If such a thread is runnable, the rule reseeds for processes that draw meanwhile,
-//!    and waits until the thread has left `crng_reseed()`: see [`sched`].
+//!    and waits until the thread has left `crng_reseed()`: see [`sched`]. With a device tree, the
+//!    built-in driver handles a notification in the device's interrupt. The caller waits for that
+//!    interrupt before.
 //! 3. The rule reseeds, and publishes the ID.
 //!
 //! One thread applies the rule for all devices and all callers, so its reseeds do not overlap.

@@ -22,8 +22,10 @@ say() {
 	printf '%s\n' "$*" >&2
 }
 
-[ "$(uname -m)" = x86_64 ] ||
-	die "this machine is $(uname -m): guests, QEMU and programs are built for x86_64 machines only"
+case $(uname -m) in
+x86_64 | aarch64) ;;
+*) die "this machine is $(uname -m): guests, QEMU and programs are built on x86_64 and aarch64 machines only" ;;
+esac
 
 mkdir -p "$cache" 2>/dev/null ||
 	die "cannot create the cache $cache: set XDG_CACHE_HOME to a folder that can be written"

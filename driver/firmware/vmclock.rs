@@ -38,7 +38,9 @@ pub(crate) fn page() -> Result<Option<ReservedPage>, &'static str> {
             match (devices.next(), devices.next()) {
                 (_, Some(_)) => Err("is there more than once"),
                 (device, None) => device
-                    .and_then(|device| device.resource_by_index(0).map(ReservedPage::of_device))
+                    .as_ref()
+                    .and_then(|device| device.resource_by_index(0))
+                    .map(|reg| ReservedPage::of_device(reg.start(), reg.size()))
                     .transpose(),
             }
         }

@@ -175,6 +175,13 @@ pub(crate) fn on_interrupt<T: Events>(
     request(dev, irq.irq(), name, signal::<T>, handler)
 }
 
+/// Waits until the handlers of the interrupt, if it is being handled, have returned. Sleeps. Not to
+/// be called by such a handler.
+pub(crate) fn synchronize(irq: u32) {
+    // SAFETY: The function takes any number.
+    unsafe { bindings::synchronize_irq(irq) };
+}
+
 /// Registers `callback`, which is [`interrupt`] or [`signal`], until `dev` is unbound.
 fn request<T: Events>(
     dev: &Device<Bound>,

@@ -7,7 +7,6 @@
 
 use super::prelude::*;
 use core::ops::Deref;
-use kernel::io::resource::Resource;
 
 /// A range of physical addresses outside of System RAM.
 ///
@@ -59,6 +58,7 @@ impl Range {
 
     /// Returns whether the firmware's memory map lists every byte of the range as reserved or as
     /// ACPI non-volatile storage.
+    #[cfg(not(CONFIG_ARM64))]
     fn is_reserved(&self) -> bool {
         /// # Safety
         ///
@@ -88,6 +88,21 @@ impl Range {
         }
         sum == self.len as u64
     }
+
+    /// The same on arm64, where resources do not have the types of the firmware's map.
+    #[cfg(CONFIG_ARM64)]
+    fn is_reserved(&self) -> bool {
+        /// `EFI_PAGE_SIZE` of `linux/efi.h`, which bindgen cannot evaluate.
+        const EFI_PAGE_SIZE: usize = 4096;
+
+        let end = self.start + self.len as u64;
+        (self.start..end).step_by(EFI_PAGE_SIZE).all(|address| {
+            let mut entry = bindings::efi_memory_desc_t::default();
+            // SAFETY: The function only looks the address up, and writes to `entry`.
+            let found = unsafe { bindings::efi_mem_desc_lookup(address, &mut entry) } == 0;
+            found && RESERVED.contains(&entry.type_)
+        })
+    }
 }
 
 /// Returns the last address of the processor's physical address width.
@@ -110,11 +125,14 @@ fn last_address() -> u64 {
     }
 }
 
-/// The descriptors of memory that the firmware has reserved.
+/// The types of memory that the firmware has reserved.
+#[cfg(not(CONFIG_ARM64))]
 const RESERVED: [u32; 2] = [
     bindings::IORES_DESC_RESERVED,
     bindings::IORES_DESC_ACPI_NV_STORAGE,
 ];
+#[cfg(CONFIG_ARM64)]
+const RESERVED: [u32; 2] = [bindings::EFI_RESERVED_TYPE, bindings::EFI_ACPI_MEMORY_NVS];
 
 /// A page that the firmware has reserved.
 ///
@@ -136,13 +154,14 @@ impl ReservedPage {
         Ok(Self(range))
     }
 
-    /// Checks the first page of `memory`, a device's. An error completes "reg[1] ..." in the log.
-    pub(crate) fn of_device(memory: &Resource) -> Result<Self, &'static str> {
-        if memory.size() < PAGE_SIZE as u64 {
+    /// Checks the first page of `len` bytes at `start`, which the firmware lists as a device's memory.
+    /// An error completes "reg[1] ..." in the log.
+    pub(crate) fn of_device(start: u64, len: u64) -> Result<Self, &'static str> {
+        if len < PAGE_SIZE as u64 {
             return Err("is shorter than a page");
         }
-        // INVARIANT: Checked above and by the callee. The resource comes from the firmware.
-        Self::aligned(memory.start()).map(Self)
+        // INVARIANT: Checked above and by the callee.
+        Self::aligned(start).map(Self)
     }
 
     fn aligned(start: u64) -> Result<Range, &'static str> {
@@ -319,6 +338,21 @@ mod tests {
         for start in [1, 8, 0x28, 0x800, 0xe_0fff] {
             let page = ReservedPage::new(start);
             assert_eq!(page.err(), Some("is not page aligned"));
+        }
+    }
+
+    /// On arm64 with UEFI, a page of each entry in the firmware's map: its type decides.
+    #[test]
+    fn the_firmwares_map_says_what_is_reserved() {
+        #[cfg(CONFIG_ARM64)]
+        for address in (0..1 << 31).step_by(0x1_0000) {
+            let mut entry = bindings::efi_memory_desc_t::default();
+            // SAFETY: The function only looks the address up, and writes to `entry`.
+            let found = unsafe { bindings::efi_mem_desc_lookup(address, &mut entry) } == 0;
+            if found && Range::new(address, PAGE_SIZE).is_ok() {
+                let reserved = RESERVED.contains(&entry.type_);
+                assert_eq!(ReservedPage::new(address).is_ok(), reserved);
+            }
         }
     }
 

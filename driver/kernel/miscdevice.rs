@@ -47,16 +47,26 @@ const FMODE_NOWAIT: bindings::fmode_t = 1 << 27;
 const IOCB_NOWAIT: c_int = 0x08;
 
 /// A call of `read(2)`, `readv(2)`, `pread(2)` and so on.
-pub(crate) struct Request {
+pub(crate) struct Request<'a> {
+    file: &'a LocalFile,
+
+    /// Whether this call must not wait, although another call of the same file may.
+    nowait: bool,
+
     /// The size of the buffer, in bytes: with `readv(2)`, of all buffers.
     pub(crate) len: usize,
 
     /// The position.
     pub(crate) pos: i64,
+}
 
-    /// Whether the call must not wait (`O_NONBLOCK`, `RWF_NOWAIT`, io_uring): it returns `EAGAIN`
-    /// instead. io_uring then polls the file, and tries again when it is ready.
-    pub(crate) nonblock: bool,
+impl Request<'_> {
+    /// Returns whether the call may wait. With `O_NONBLOCK`, `RWF_NOWAIT` and io_uring it returns
+    /// `EAGAIN` instead. io_uring then polls the file, and tries again when it is ready.
+    #[inline(always)]
+    pub(crate) fn may_wait(&self) -> bool {
+        !self.nowait && self.file.flags() & O_NONBLOCK == 0
+    }
 }
 
 /// An open file of a misc device. A `read` returns a native-endian u32. The file has no position:
@@ -73,7 +83,7 @@ pub(crate) trait FileOperations: Sized + Send + Sync + 'static {
 
     /// Handler for `read(2)`, `pread(2)`, `readv(2)`, io_uring and the like. With `None` the call
     /// returns 0. A value is returned only if `request.len` is at least the size of a u32.
-    fn read(&self, request: Request) -> Result<Option<u32>>;
+    fn read(&self, request: Request<'_>) -> Result<Option<u32>>;
 
     /// Called when `value` from [`FileOperations::read`] was copied to the process.
     fn returned(&self, value: u32);
@@ -123,9 +133,10 @@ impl<T: FileOperations> MiscDevice for Adapter<T> {
             ((*kiocb).ki_flags & IOCB_NOWAIT != 0, file)
         };
         let request = Request {
+            file,
+            nowait,
             len: iov.len(),
             pos: kiocb.ki_pos(),
-            nonblock: nowait || file.flags() & O_NONBLOCK != 0,
         };
 
         let Some(value) = kiocb.file().read(request)? else {
@@ -145,6 +156,14 @@ impl<T: FileOperations> MiscDevice for Adapter<T> {
     fn mmap(private: &T, _file: &File, vma: &VmaNew) -> Result {
         private.mmap(Area::new(vma))
     }
+}
+
+/// Returns `EFAULT`. It is a function so that only a call that fails has instructions for it.
+#[cfg(CONFIG_X86_64)]
+#[cold]
+#[inline(never)]
+fn efault() -> Error {
+    EFAULT
 }
 
 /// Copies `value` to the process: `put_user()`.
@@ -168,7 +187,7 @@ fn put_user(value: u32, to: *mut c_char) -> Result {
         };
         match result.addr() as c_int {
             0 => Ok(()),
-            _ => Err(EFAULT),
+            _ => Err(efault()),
         }
     }
     #[cfg(not(CONFIG_X86_64))]
@@ -236,10 +255,11 @@ impl<T: FileOperations> Adapter<T> {
         // SAFETY: By the safety requirements of this function.
         let (private, pos) = unsafe { (Self::private(file), *ppos) };
         let request = Request {
+            // SAFETY: The file is valid. An `fdget_pos()` region of this call is on this thread.
+            file: unsafe { LocalFile::from_raw_file(file) },
+            nowait: false,
             len,
             pos,
-            // SAFETY: The file is valid. An `fdget_pos()` region of this call is on this thread.
-            nonblock: unsafe { LocalFile::from_raw_file(file) }.flags() & O_NONBLOCK != 0,
         };
 
         let result = private.read(request).and_then(|value| {

@@ -3,7 +3,8 @@
  * The driver's peer in the benchmark: a driver of the same device, in C, in the
  * older design, where read() is no barrier. It has the same node and the same
  * calls, and only what a measurement needs: it does not validate the firmware,
- * and does not handle an unbind while a process has a file open.
+ * does not handle an unbind while a process has a file open, and takes no
+ * notification where the firmware is a device tree.
  */
 
 #include <linux/acpi.h>
@@ -11,6 +12,7 @@
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/of.h>
 #include <linux/platform_device.h>
 #include <linux/poll.h>
 #include <linux/random.h>
@@ -112,7 +114,7 @@ static void vmgenid_notify(acpi_handle handle, u32 event, void *data)
 	wake_up_interruptible(&vmgenid->wait);
 }
 
-static void *vmgenid_map(struct device *dev, char *name, size_t size, phys_addr_t *at)
+static void *vmgenid_map_acpi(struct device *dev, char *name, size_t size, phys_addr_t *at)
 {
 	struct acpi_buffer parsed = { ACPI_ALLOCATE_BUFFER };
 	union acpi_object *object;
@@ -132,6 +134,20 @@ static void *vmgenid_map(struct device *dev, char *name, size_t size, phys_addr_
 	return mapped;
 }
 
+/* The ID is the first range, the counter the second. */
+static void *vmgenid_map(struct platform_device *pdev, bool id, size_t size, phys_addr_t *at)
+{
+	struct resource *range;
+
+	if (has_acpi_companion(&pdev->dev))
+		return vmgenid_map_acpi(&pdev->dev, id ? "ADDR" : "CTRA", size, at);
+	range = platform_get_resource(pdev, IORESOURCE_MEM, id ? 0 : 1);
+	if (!range)
+		return ERR_PTR(-ENODEV);
+	*at = range->start;
+	return devm_memremap(&pdev->dev, *at, size, MEMREMAP_WB);
+}
+
 static int vmgenid_probe(struct platform_device *pdev)
 {
 	struct device *dev = &pdev->dev;
@@ -143,17 +159,18 @@ static int vmgenid_probe(struct platform_device *pdev)
 		return -ENOMEM;
 	init_waitqueue_head(&vmgenid->wait);
 
-	vmgenid->id = vmgenid_map(dev, "ADDR", ID_SIZE, &at);
+	vmgenid->id = vmgenid_map(pdev, true, ID_SIZE, &at);
 	if (IS_ERR(vmgenid->id))
 		return PTR_ERR(vmgenid->id);
 	memcpy(vmgenid->last_id, vmgenid->id, ID_SIZE);
 	add_device_randomness(vmgenid->last_id, ID_SIZE);
 
-	vmgenid->counter = vmgenid_map(dev, "CTRA", PAGE_SIZE, &vmgenid->page);
+	vmgenid->counter = vmgenid_map(pdev, false, PAGE_SIZE, &vmgenid->page);
 	if (IS_ERR(vmgenid->counter))
 		return PTR_ERR(vmgenid->counter);
 
-	if (ACPI_FAILURE(acpi_install_notify_handler(ACPI_HANDLE(dev), ACPI_DEVICE_NOTIFY,
+	if (has_acpi_companion(dev) &&
+	    ACPI_FAILURE(acpi_install_notify_handler(ACPI_HANDLE(dev), ACPI_DEVICE_NOTIFY,
 						     vmgenid_notify, vmgenid)))
 		return -ENODEV;
 
@@ -170,7 +187,8 @@ static void vmgenid_remove(struct platform_device *pdev)
 	struct vmgenid *vmgenid = platform_get_drvdata(pdev);
 
 	misc_deregister(&vmgenid->misc);
-	acpi_remove_notify_handler(ACPI_HANDLE(&pdev->dev), ACPI_DEVICE_NOTIFY, vmgenid_notify);
+	if (has_acpi_companion(&pdev->dev))
+		acpi_remove_notify_handler(ACPI_HANDLE(&pdev->dev), ACPI_DEVICE_NOTIFY, vmgenid_notify);
 }
 
 static const struct acpi_device_id vmgenid_ids[] = {
@@ -180,12 +198,19 @@ static const struct acpi_device_id vmgenid_ids[] = {
 };
 MODULE_DEVICE_TABLE(acpi, vmgenid_ids);
 
+static const struct of_device_id vmgenid_of_ids[] = {
+	{ .compatible = "microsoft,vmgenid" },
+	{ }
+};
+MODULE_DEVICE_TABLE(of, vmgenid_of_ids);
+
 static struct platform_driver vmgenid_driver = {
 	.probe = vmgenid_probe,
 	.remove = vmgenid_remove,
 	.driver = {
 		.name = "vmgenid_c",
 		.acpi_match_table = vmgenid_ids,
+		.of_match_table = vmgenid_of_ids,
 	},
 };
 module_platform_driver(vmgenid_driver);

@@ -9,10 +9,12 @@
 //! - `hold_rtnl`: a write of a number of milliseconds holds `rtnl_lock` that long, or until a
 //!   signal comes. A read returns whether a write holds it.
 //! - `sleep`: for how many milliseconds that notifier sleeps, from now on, before it takes the lock.
+//! - `spin`: for how many milliseconds it computes before that, which an interrupt's handler may.
 //! - `work_on`: the number of a CPU, written here, queues work that does nothing for a worker of
 //!   that CPU. The write does not wait for it. A read returns how often such work has been done.
 //! - `notify`: a write of a number sends that many ACPI notifications, as QEMU's GPE does, but with
-//!   no change of the ID. They have been handled when the write returns.
+//!   no change of the ID. With a device tree, it raises the device's interrupt that many times. They
+//!   have been handled when the write returns.
 //! - `settle`: a read returns when all that had come before has been handled: ACPI's interrupts,
 //!   the notifications, and the work items that call the notifiers.
 //! - `handled`: how long after the last of these all handlers had returned, in nanoseconds.
@@ -75,6 +77,9 @@ fn now() -> i64 {
 
 /// How long the notifier sleeps, in milliseconds.
 static SLEEP: Atomic<u32> = Atomic::new(0);
+
+/// How long the notifier computes, in milliseconds.
+static SPIN: Atomic<u32> = Atomic::new(0);
 
 /// Whether a process holds `rtnl_lock` through `hold_rtnl`.
 static HELD: Atomic<bool> = Atomic::new(false);
@@ -154,6 +159,10 @@ unsafe extern "C" fn count(
     _data: *mut c_void,
 ) -> c_int {
     AT.store(now(), Relaxed);
+    let end = now() + 1_000_000 * i64::from(SPIN.load(Relaxed));
+    while now() < end {
+        kernel::processor::cpu_relax();
+    }
     let sleep = SLEEP.load(Relaxed);
     if sleep > 0 {
         // SAFETY: A vmfork notifier may sleep.
@@ -277,9 +286,72 @@ fn hold_rtnl(reader: &mut UserSliceReader) -> Result {
     Ok(())
 }
 
+/// Whether the firmware's description is ACPI's, and not a device tree.
+fn has_acpi() -> bool {
+    // SAFETY: The kernel sets it at boot.
+    unsafe { bindings::acpi_disabled == 0 }
+}
+
+/// Raises the interrupt that the device has in the device tree, in the interrupt controller, and waits
+/// until its handler has been called.
+#[cfg(CONFIG_OF)]
+fn raise() -> Result {
+    // `include/linux/of_irq.h`, which the bindings leave out.
+    extern "C" {
+        fn irq_of_parse_and_map(node: *mut bindings::device_node, index: c_int) -> c_uint;
+    }
+    const PENDING: bindings::irqchip_irq_state = bindings::irqchip_irq_state_IRQCHIP_STATE_PENDING;
+    let (none, until) = (core::ptr::null_mut(), now() + 10_000_000_000);
+    // SAFETY: The name is a C string, and null pointers mean "any". The node is not freed: the
+    // kernel's tree does not change.
+    let node = unsafe {
+        let name = c"microsoft,vmgenid".as_char_ptr();
+        bindings::of_find_compatible_node(none, none.cast(), name.cast())
+    };
+    let node = NonNull::new(node).ok_or(ENODEV)?;
+    // SAFETY: The node is valid. The device has been registered, so there is a mapping.
+    let irq = unsafe { irq_of_parse_and_map(node.as_ptr(), 0) };
+    // SAFETY: To be called from where one may sleep.
+    to_result(unsafe { bindings::irq_set_irqchip_state(irq, PENDING, true) })?;
+    let mut pending = true;
+    while pending {
+        // SAFETY: As above; the state can be written to.
+        to_result(unsafe { bindings::irq_get_irqchip_state(irq, PENDING, &mut pending) })?;
+        if now() > until {
+            return Err(ETIMEDOUT);
+        }
+    }
+    // SAFETY: We may sleep.
+    unsafe { bindings::synchronize_irq(irq) };
+    Ok(())
+}
+
+#[cfg(not(CONFIG_OF))]
+fn raise() -> Result {
+    Err(ENODEV)
+}
+
+/// Waits until all notifications that have come have been handled.
+fn await_notifications() {
+    // SAFETY: We may sleep, and hold no lock. A notify handler of the driver returns when its thread
+    // has applied the rule. With a device tree, the interrupt's handler wakes that thread, which has
+    // a real-time priority.
+    unsafe {
+        if has_acpi() {
+            bindings::acpi_os_wait_events_complete();
+        } else {
+            bindings::msleep(20);
+        }
+    }
+}
+
 fn notify(reader: &mut UserSliceReader) -> Result {
     for _ in 0..number(reader)? {
         SENT.store(now(), Relaxed);
+        if !has_acpi() {
+            raise()?;
+            continue;
+        }
         // SAFETY: The name is a C string that the function does not write to; the two null
         // pointers mean "no arguments" and "no result".
         let status = unsafe {
@@ -294,8 +366,7 @@ fn notify(reader: &mut UserSliceReader) -> Result {
             return Err(EIO);
         }
     }
-    // SAFETY: We may sleep, and hold no lock.
-    unsafe { bindings::acpi_os_wait_events_complete() };
+    await_notifications();
     HANDLED.store(now(), Relaxed);
     Ok(())
 }
@@ -410,17 +481,10 @@ unsafe extern "C" fn call_handlers(_work: *mut bindings::irq_work) {
 }
 
 fn settle() {
-    // SAFETY: We may sleep, and are in no work item. A notify handler of the driver returns when its
-    // thread has applied the rule, which queues the work item. With a device tree, the interrupt's
-    // handler wakes that thread, which has a real-time priority.
-    unsafe {
-        if bindings::acpi_disabled == 0 {
-            bindings::acpi_os_wait_events_complete();
-        } else {
-            bindings::msleep(20);
-        }
-        bindings::__flush_workqueue(bindings::system_dfl_wq);
-    }
+    await_notifications();
+    // SAFETY: We may sleep, and are in no work item. The rule, where it has been applied, has queued
+    // the work item.
+    unsafe { bindings::__flush_workqueue(bindings::system_dfl_wq) };
 }
 
 /// The number that canaries 4 and 5 race for, as a C string.
@@ -529,6 +593,8 @@ struct VmForks {
     #[pin]
     _sleep: File<()>,
     #[pin]
+    _spin: File<()>,
+    #[pin]
     _work_on: File<Work>,
     #[pin]
     _notify: File<()>,
@@ -573,6 +639,14 @@ impl kernel::InPlaceModule for VmForks {
                 (),
                 &|(): &(), reader: &mut UserSliceReader| {
                     SLEEP.store(number(reader)?, Relaxed);
+                    Ok(())
+                },
+            ),
+            _spin <- dir.write_callback_file(
+                c"spin",
+                (),
+                &|(): &(), reader: &mut UserSliceReader| {
+                    SPIN.store(number(reader)?, Relaxed);
                     Ok(())
                 },
             ),

@@ -15,7 +15,7 @@ mod sizes;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
-use harness::{Add, Options, Vm};
+use harness::{Add, Machine, Options, Vm};
 use report::{Report, Timeline};
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,7 @@ use suite::{
     age::grow_old,
     changes::Guest,
     clones,
-    context::{Context, await_random, genctr, wait},
+    context::{Context, await_random, genctr, machine, wait},
     draws::Same,
     vmforks,
 };
@@ -52,6 +52,10 @@ struct Cli {
     /// Do not measure how early the reseed comes
     #[arg(long, group = "parts")]
     keep_early: bool,
+    /// Print the guest instructions of the calls, of this driver and of its peer in C, and write
+    /// nothing; the kernel is that of VMGENID_KERNEL
+    #[arg(long, group = "parts")]
+    print_calls: bool,
     /// How many restores of each process in each guest show how early the reseed comes
     #[arg(long, value_name = "N", default_value_t = 101, value_parser = clap::value_parser!(u32).range(2..))]
     restores: u32,
@@ -105,6 +109,9 @@ impl Driver {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let run = || -> Result<()> {
+        if cli.print_calls {
+            return print_calls(&Context::new()?);
+        }
         let keeps = cli.again || cli.only_calls || cli.only_early || cli.keep_early;
         let mut report = match keeps {
             true => Report::load(&cli.out)?,
@@ -138,6 +145,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn print_calls(context: &Context) -> Result<()> {
+    for driver in [Driver::Ours, Driver::C] {
+        let vm = context.boot(counted(context, driver, false)?)?;
+        await_random(&vm)?;
+        vm.shell("insmod /driver.ko")?;
+        println!("{}:\n{}", driver.title(), vm.shell("contract cost")?);
+    }
+    context.reports.judge(Ok(()))
 }
 
 /// Measurements that are the same on every host.
@@ -207,17 +224,19 @@ fn counted(context: &Context, driver: Driver, vmforks: bool) -> Result<Options> 
         host,
         guest: guest.into(),
     };
-    // The one program that is linked dynamically, and its libraries.
-    let libraries = context.host.link("buildroot/root/usr/lib/x86_64-linux-gnu");
-    let mut add = vec![
-        file(driver.module(context)?, "/driver.ko"),
-        file(context.program("getrandom"), "/bin/getrandom"),
-        file(libraries.join("libc.so.6"), "/usr/lib/libc.so.6"),
-        file(
-            libraries.join("ld-linux-x86-64.so.2"),
-            "/lib64/ld-linux-x86-64.so.2",
-        ),
-    ];
+    let mut add = vec![file(driver.module(context)?, "/driver.ko")];
+    if machine() != Machine::Virt {
+        // The one program that is linked dynamically, and its libraries.
+        let libraries = context.host.link("buildroot/root/usr/lib/x86_64-linux-gnu");
+        add.extend([
+            file(context.program("getrandom"), "/bin/getrandom"),
+            file(libraries.join("libc.so.6"), "/usr/lib/libc.so.6"),
+            file(
+                libraries.join("ld-linux-x86-64.so.2"),
+                "/lib64/ld-linux-x86-64.so.2",
+            ),
+        ]);
+    }
     if vmforks {
         add.push(file(context.module("vmforks.ko"), "/vmforks.ko"));
     }

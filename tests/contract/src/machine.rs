@@ -38,6 +38,8 @@ const GED_DEVICE: &str = "ACPI0013:00";
 const GIC: u64 = 0x0800_0000;
 const ENABLE: usize = 0x100;
 const DISABLE: usize = 0x180;
+/// The device's own interrupt there, SPI 10 (VIRT_VMGENID).
+const INTERRUPT: usize = 32 + 10;
 /// The line that the kernel logs when it was reseeded because of a new ID.
 const RESEEDED: &str = "crng reseeded due to virtual machine fork";
 
@@ -150,33 +152,24 @@ impl Masked {
     pub fn new() -> anyhow::Result<Self> {
         if fs::exists(GPE)? {
             fs::write(GPE, "mask\n").context("mask")?;
-        } else if has_ged() {
-            fs::write(format!("{GED}/unbind"), GED_DEVICE).context("unbind the GED")?;
-        } else {
+        } else if cfg!(target_arch = "aarch64") {
             enable_interrupt(false).context("disable the device's interrupt")?;
+        } else {
+            fs::write(format!("{GED}/unbind"), GED_DEVICE).context("unbind the GED")?;
         }
         Ok(Self(()))
     }
-}
-
-fn has_ged() -> bool {
-    fs::exists(format!("{DEVICES}/{GED_DEVICE}")).unwrap_or(false)
 }
 
 /// Enables or disables the device's own interrupt in arm64's interrupt controller (GICv3), which
 /// keeps an interrupt that comes meanwhile.
 pub fn enable_interrupt(enable: bool) -> anyhow::Result<()> {
     let register = if enable { ENABLE } else { DISABLE };
-    let lines = fs::read_to_string("/proc/interrupts")?;
-    let ours = lines.lines().find(|line| line.ends_with(name()));
-    let words = ours.context("no interrupt")?.split_whitespace();
-    let mut number = words.skip_while(|word| !word.starts_with("GIC")).skip(1);
-    let number: usize = number.next().context("no number")?.parse()?;
     let memory = sys::open_as("/dev/mem", OFlags::RDWR | OFlags::SYNC)?;
     let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
     let registers = sys::Map::of(&memory, sys::page(), prot, flags, GIC)?;
-    let word = registers.word(register / 4 + number / 32);
-    word.store(1 << (number % 32), Ordering::SeqCst);
+    let word = registers.word(register / 4 + INTERRUPT / 32);
+    word.store(1 << (INTERRUPT % 32), Ordering::SeqCst);
     Ok(())
 }
 
@@ -184,7 +177,7 @@ impl Drop for Masked {
     fn drop(&mut self) {
         if fs::exists(GPE).unwrap_or(false) {
             let _ = fs::write(GPE, "unmask\n");
-        } else if !has_ged() {
+        } else if cfg!(target_arch = "aarch64") {
             let _ = enable_interrupt(true);
         } else {
             let _ = fs::write(format!("{GED}/bind"), GED_DEVICE);

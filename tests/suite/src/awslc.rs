@@ -11,30 +11,30 @@ use crate::{
     tests, vmforks,
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use harness::{Add, Options, Source, Vm};
+use harness::{Add, Options, Source, Vm, kernel};
 use std::{
     collections::{BTreeMap, BTreeSet},
     str::FromStr,
 };
 
 tests! {
-    no_two_clones_draw_the_same_on_dev_sysgenid (20 min)
+    no_two_clones_draw_the_same_on_dev_sysgenid (20 min) [AlsoArm64]
     no_two_clones_of_a_microvm_draw_the_same (20 min)
-    without_a_device_clones_repeat_themselves (20 min)
+    without_a_device_clones_repeat_themselves (20 min) [AlsoArm64]
 }
 
 const CLONES: u32 = 8;
 const FIRST: u32 = 42;
 
-fn options(context: &Context) -> Options {
-    Options {
+fn options(context: &Context) -> Result<Options> {
+    Ok(Options {
         no_module: true,
         add: vec![Add {
-            host: context.program("awslc"),
+            host: context.host.guest_program(&kernel::default(), "awslc")?,
             guest: "/bin/awslc".into(),
         }],
         ..two_cpus()
-    }
+    })
 }
 
 /// Starts the program, and waits until it is idle.
@@ -113,12 +113,12 @@ fn in_common(clones: &[Seen]) -> Vec<usize> {
 /// Expect that clones have no draw and no TLS hello in common, and that AWS-LC sees one change in
 /// each.
 fn no_two_clones_draw_the_same_on_dev_sysgenid(context: &Context) -> Result<()> {
-    warm_in_clones(context, options(context))
+    warm_in_clones(context, options(context)?)
 }
 
 /// Expect the same on a machine like Firecracker's.
 fn no_two_clones_of_a_microvm_draw_the_same(context: &Context) -> Result<()> {
-    warm_in_clones(context, firecracker(options(context)))
+    warm_in_clones(context, firecracker(options(context)?))
 }
 
 /// Restores a machine in which AWS-LC is warm, and compares what the clones draw.
@@ -193,7 +193,7 @@ fn without_a_device_clones_repeat_themselves(context: &Context) -> Result<()> {
     let options = Options {
         no_device: true,
         genctr: None,
-        ..options(context)
+        ..options(context)?
     };
     let mut vm = context.boot(options)?;
     await_random(&vm)?;

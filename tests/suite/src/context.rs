@@ -8,7 +8,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use harness::{
-    Add, Host, Machine, Name, Options, Source, Vm, kernel,
+    Add, Firmware, Host, Machine, Name, Options, Source, Vm, kernel,
     qapi::qmp::{query_vm_generation_id, stop},
 };
 use std::{
@@ -113,6 +113,9 @@ impl Context {
         if options.machine == Machine::default() {
             options.machine = machine();
         }
+        if options.firmware == Firmware::default() {
+            options.firmware = firmware();
+        }
         let kernel = options.kernel();
         for name in ["contract", "header", "header32", "vmgenid"] {
             // A cortex-a72 has no 32-bit programs here.
@@ -142,6 +145,15 @@ pub fn machine() -> Machine {
         _ if kernel::is_arm64(&kernel::default()) => Machine::Virt,
         Ok("microvm") => Machine::Microvm,
         _ => Machine::Pc,
+    }
+}
+
+/// The guests' firmware: UEFI with VMGENID_FIRMWARE=ovmf in the environment. It gives a guest on virt
+/// ACPI instead of the device tree.
+pub fn firmware() -> Firmware {
+    match std::env::var("VMGENID_FIRMWARE").as_deref() {
+        Ok("ovmf") => Firmware::Ovmf,
+        _ => Firmware::Seabios,
     }
 }
 
@@ -275,10 +287,21 @@ pub fn id_in_memory(vm: &Vm) -> Result<[u8; 16]> {
     Ok(id)
 }
 
-/// The guest physical addresses of the ID and of the counter, from VGIA in the device's ACPI table or
-/// from `reg` in the device tree. VGIA has the address of the device's pages. The ID is 40 bytes after
+/// The guest physical addresses of the ID and of the counter, from VGIA in the device's ACPI table or,
+/// on virt, from `reg` in the device tree or from the DSDT. VGIA has the address of the device's pages. The ID is 40 bytes after
 /// that (VMGENID_GUID_OFFSET of QEMU's hw/acpi/vmgenid.h), the counter's page 4096 bytes.
 pub fn addresses(vm: &Vm) -> Result<[u32; 2]> {
+    if machine() == Machine::Virt && firmware() == Firmware::Ovmf {
+        let dsdt = vm.exec(["cat", "/sys/firmware/acpi/tables/DSDT"])?.stdout;
+        let low = |name: &str| -> Result<u32> {
+            // A name, and a package of two elements, the first of which is a dword.
+            let start = [name.as_bytes(), &[0x12, 8, 2, 0x0c]].concat();
+            let at = dsdt.windows(12).find(|at| at.starts_with(&start));
+            let at = at.with_context(|| format!("the DSDT has no {name}"))?;
+            Ok(u32::from_le_bytes(at[8..].try_into()?))
+        };
+        return Ok([low("ADDR")?, low("CTRA")?]);
+    }
     if machine() == Machine::Virt {
         let node = "for n in /proc/device-tree/*; do
             grep -qs microsoft,vmgenid $n/compatible && cat $n/reg; done; true";

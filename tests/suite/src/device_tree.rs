@@ -1,21 +1,29 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! The device in a device tree: its interrupt, and nodes that are malformed.
+//!
+//! No guest has both ACPI and a device tree: Linux on arm64 unflattens the device tree only where it
+//! does not use ACPI (`setup_arch()`), and other kernels of the suite have no `CONFIG_OF`.
 
 use crate::{
-    context::{Context, addresses, counter, driver, genctr, no_splat},
+    context::{Context, addresses, counter, driver, genctr, no_splat, wait},
     notifications::expect_notified,
-    tests,
+    reports, tests,
+    vmforks::{self, Background, expect_count},
 };
 use anyhow::{Context as _, Result, ensure};
-use harness::{Options, Vm, kernel};
+use harness::{Add, Options, Vm, kernel};
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 tests! {
     [Arm64];
     the_devices_own_interrupt_notifies
+    a_notifier_may_sleep [NotBuiltin]
+    the_kernels_own_driver_sleeps_in_its_interrupt [NotBuiltin]
     each_malformed_node_has_one_line [NotBuiltin]
     the_counter_is_vmclocks_where_the_node_has_none [NotBuiltin]
+    a_read_waits_for_a_reseed_in_the_interrupt [Builtin]
+    two_vmclocks_are_refused [NotBuiltin]
 }
 
 /// Expect that the interrupt, without a process that uses the device, has the kernel reseeded once for
@@ -25,6 +33,69 @@ fn the_devices_own_interrupt_notifies(context: &Context) -> Result<()> {
     let handlers = vm.shell("grep -c 'vmgen' /proc/interrupts || true")?;
     ensure!(handlers.trim() == "1", "{handlers} interrupts");
     expect_notified(vm)
+}
+
+/// Expect that a read that finds a new ID waits while the kernel's own driver handles it, in the
+/// device's interrupt on another CPU: until the handler returns, it may install an older key.
+fn a_read_waits_for_a_reseed_in_the_interrupt(context: &Context) -> Result<()> {
+    let options = Options {
+        smp: Some(2),
+        ..genctr(42)
+    };
+    let mut vm = vmforks::boot(context, options)?;
+    let before = vmforks::count(&vm)?;
+    // The notifier of the test module keeps the interrupt's CPU, the first one, busy. It is counted
+    // when it returns.
+    let script = "cd /sys/kernel/debug/vmforks; echo 1000 >spin; at=$(cat at); echo ready; \
+        while [ \"$(cat at)\" = \"$at\" ]; do :; done; contract counter; cat count";
+    let reader = Background::start(&vm, &format!("exec taskset 2 sh -c '{script}'"))?;
+    reader.await_line(&vm, "ready")?;
+    vm.set_genctr(43)?;
+    let said = reader.end(&vm)?;
+    let expected = format!("ready\nread 43, mapped 43\n{}", before + 1);
+    ensure!(said == expected, "{said:?}, expected {expected:?}");
+    no_splat(&vm)
+}
+
+/// Expect no report of the kernel where a vmfork notifier sleeps.
+fn a_notifier_may_sleep(context: &Context) -> Result<()> {
+    let mut vm = vmforks::boot(context, genctr(42))?;
+    vmforks::sleep(&vm, 100)?;
+    vm.set_genctr(43)?;
+    expect_count(&vm, 1)?;
+    no_splat(&vm)
+}
+
+/// Expect that the kernel's own driver calls such a notifier in the handler of its interrupt, which
+/// the kernel reports. This shows that the test above can fail.
+fn the_kernels_own_driver_sleeps_in_its_interrupt(context: &Context) -> Result<()> {
+    let options = Options {
+        no_module: true,
+        add: vec![Add {
+            host: context.module_in_tree("virt/vmgenid.ko"),
+            guest: "/mainline.ko".into(),
+        }],
+        ..genctr(42)
+    };
+    // The report of this guest's kernel is expected, so it does not fail the test.
+    let mut vm = vmforks::boot(&context.unjudged(), options)?;
+    vm.shell("insmod /mainline.ko")?;
+    vmforks::sleep(&vm, 100)?;
+    vm.set_genctr(43)?;
+    // The guest itself is not asked: it has slept with its interrupts off.
+    let mut said = None;
+    wait("the report", || {
+        said = reports::first(&String::from_utf8_lossy(&vm.console()?));
+        let report = said.as_deref().unwrap_or_default();
+        // The first is that of CONFIG_DEBUG_ATOMIC_SLEEP.
+        let sleeps = [
+            "BUG: sleeping function called from invalid context",
+            "BUG: scheduling while atomic",
+        ];
+        let sleeps = sleeps.iter().any(|words| report.contains(words));
+        Ok((sleeps && report.contains("vmgenid_of_irq_handler")).then_some(()))
+    })
+    .with_context(|| format!("the kernel reports: {said:?}"))
 }
 
 /// A range in `reg`.
@@ -39,12 +110,15 @@ enum Reg {
 }
 
 /// A node, and the outcome when the driver binds it.
+#[derive(Clone, Copy)]
 struct Row {
     name: &'static str,
     compatible: &'static str,
     reg: &'static [Reg],
     /// A shared peripheral interrupt and its type: 1 is edge-triggered.
     interrupt: Option<(u32, u32)>,
+    /// If it is not absent.
+    status: Option<&'static str>,
     /// The error of the bind.
     answer: &'static str,
     /// The driver's line.
@@ -59,6 +133,7 @@ const SOUND: Row = Row {
     compatible: "microsoft,vmgenid",
     reg: &[ID, PAGE],
     interrupt: Some((90, 1)),
+    status: None,
     answer: "none",
     line: None,
     node: true,
@@ -71,15 +146,35 @@ const REFUSED: Row = Row {
     ..SOUND
 };
 
+/// A node that is no device.
+const DISABLED: &str = "disabled";
+
+const HOLDS_ID: &str = "reg[1] holds a generation ID: no generation counter, reseeding only";
+
 const ID: Reg = Reg::Id(0x100, 16);
 const PAGE: Reg = Reg::Page(0, 0x1_0000);
+const VMCLOCK: Row = Row {
+    name: "vmclock",
+    compatible: "amazon,vmclock",
+    reg: &[PAGE],
+    interrupt: None,
+    ..SOUND
+};
+const NO_COUNTER: Row = Row {
+    name: "no-counter",
+    reg: &[ID],
+    ..SOUND
+};
 
 const ROWS: &[Row] = &[
     SOUND,
     Row {
-        name: "no-counter",
-        reg: &[ID],
         node: false,
+        ..NO_COUNTER
+    },
+    Row {
+        name: DISABLED,
+        status: Some(DISABLED),
         ..SOUND
     },
     Row {
@@ -137,7 +232,14 @@ const ROWS: &[Row] = &[
     Row {
         name: "page-with-the-id",
         reg: &[ID, Reg::Id(0, 0x1_0000)],
-        line: Some("reg[1] holds a generation ID: no generation counter, reseeding only"),
+        line: Some(HOLDS_ID),
+        node: false,
+        ..SOUND
+    },
+    Row {
+        name: "id-in-the-page",
+        reg: &[Reg::Page(0x100, 16), PAGE],
+        line: Some(HOLDS_ID),
         node: false,
         ..SOUND
     },
@@ -163,11 +265,26 @@ const ROWS: &[Row] = &[
 ];
 
 /// Expect for each malformed node what the contract says: the error, one line in the kernel's log,
-/// and the node or none; and that a sound node works after each.
+/// and the node or none; and that a sound node works after each. None of them is `dma-coherent`, and
+/// the driver maps the memory cached.
 fn each_malformed_node_has_one_line(context: &Context) -> Result<()> {
-    let (vm, _) = boot(context, ROWS)?;
+    let mut rows = ROWS.to_vec();
+    // Only the first page of reg[1] is the counter's.
+    let holds_id = kernel::default() == "arm64-64k";
+    rows.push(Row {
+        name: "id-behind-4-kib",
+        reg: &[Reg::Page(0x1000, 16), PAGE],
+        line: holds_id.then_some(HOLDS_ID),
+        node: !holds_id,
+        ..SOUND
+    });
+    let (vm, _) = boot(context, &rows)?;
     let devices = devices(&vm)?;
-    for row in ROWS {
+    for row in &rows {
+        if row.status.is_some() {
+            ensure!(!devices.contains_key(row.name), "{} is a device", row.name);
+            continue;
+        }
         check(&vm, row, &devices[row.name])
             .and_then(|()| check(&vm, &SOUND, &devices[SOUND.name]))
             .with_context(|| row.name)?;
@@ -184,6 +301,8 @@ fn boot(context: &Context, rows: &[Row]) -> Result<(Vm, [u64; 2])> {
     let own = addresses(&plain)?.map(u64::from);
     fs::write(&tree, plain.exec(["cat", "/sys/firmware/fdt"])?.stdout)?;
     drop(plain);
+    // The root's property is that of all nodes that have none.
+    fdtput(context, &tree, &["-d"], ["/", "dma-coherent"], &[])?;
     for row in rows {
         add(context, &tree, row, &own)?;
     }
@@ -199,20 +318,30 @@ fn boot(context: &Context, rows: &[Row]) -> Result<(Vm, [u64; 2])> {
 /// Expect that the driver takes the counter of a node `amazon,vmclock`, where its own node has none.
 /// The guest itself writes VMClock's page: QEMU has none on this machine.
 fn the_counter_is_vmclocks_where_the_node_has_none(context: &Context) -> Result<()> {
-    const VMCLOCK: Row = Row {
-        name: "vmclock",
-        compatible: "amazon,vmclock",
-        reg: &[Reg::Page(0x1000, 0x1000)],
-        interrupt: None,
-        ..SOUND
+    let vm = boot_vmclock(context, &[VMCLOCK, NO_COUNTER])?;
+    check(&vm, &NO_COUNTER, &devices(&vm)?[NO_COUNTER.name])?;
+    no_splat(&vm)
+}
+
+/// Expect that of two such nodes the driver takes neither, and says so.
+fn two_vmclocks_are_refused(context: &Context) -> Result<()> {
+    let second = Row {
+        name: "vmclock-2",
+        ..VMCLOCK
     };
-    const WITHOUT: Row = Row {
-        name: "no-counter",
-        reg: &[ID],
-        ..SOUND
+    let refused = Row {
+        line: Some("VMClock is there more than once: no generation counter, reseeding only"),
+        node: false,
+        ..NO_COUNTER
     };
-    let (vm, [_, page]) = boot(context, &[VMCLOCK, WITHOUT])?;
-    let page = page + 0x1000;
+    let vm = boot_vmclock(context, &[VMCLOCK, second, refused])?;
+    check(&vm, &refused, &devices(&vm)?[refused.name])?;
+    no_splat(&vm)
+}
+
+/// Boots a guest with these nodes, and writes VMClock's page.
+fn boot_vmclock(context: &Context, rows: &[Row]) -> Result<Vm> {
+    let (vm, [_, page]) = boot(context, rows)?;
     // The words of struct vmclock_abi: magic, size, version, flags, vm_generation_counter.
     for (offset, value) in [
         (0, 0x4b4c_4356),
@@ -226,8 +355,7 @@ fn the_counter_is_vmclocks_where_the_node_has_none(context: &Context) -> Result<
             page + offset
         ))?;
     }
-    check(&vm, &WITHOUT, &devices(&vm)?[WITHOUT.name])?;
-    no_splat(&vm)
+    Ok(vm)
 }
 
 /// The platform devices, by the names of their nodes.
@@ -282,26 +410,38 @@ fn check(vm: &Vm, row: &Row, device: &str) -> Result<()> {
     vm.shell("contract steps unload").map(drop)
 }
 
+/// Changes a property of a node of the tree.
+fn fdtput(
+    context: &Context,
+    tree: &Path,
+    options: &[&str],
+    [node, property]: [&str; 2],
+    values: &[String],
+) -> Result<()> {
+    // The root is a Debian of its own, so its program runs with its libraries.
+    let root = context.host.link("arm64-tools").join("root/usr");
+    let mut command = Command::new(root.join("lib64/ld-linux-x86-64.so.2"));
+    command
+        .arg("--library-path")
+        .arg(root.join("lib/x86_64-linux-gnu"))
+        .arg(root.join("bin/fdtput"))
+        .args(options)
+        .arg(tree);
+    let output = command.args([node, property]).args(values).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "fdtput {node} {property} {values:?}: {said}"
+    );
+    Ok(())
+}
+
 /// Adds a row's node to the tree.
 fn add(context: &Context, tree: &Path, row: &Row, own: &[u64; 2]) -> Result<()> {
     let node = format!("/{}", row.name);
-    let put = |kind: &str, property: &str, values: &[String]| -> Result<()> {
-        // The root is a Debian of its own, so its program runs with its libraries.
-        let root = context.host.link("arm64-tools").join("root/usr");
-        let mut command = Command::new(root.join("lib64/ld-linux-x86-64.so.2"));
-        command
-            .arg("--library-path")
-            .arg(root.join("lib/x86_64-linux-gnu"))
-            .arg(root.join("bin/fdtput"))
-            .args(["-p", "-t", kind])
-            .arg(tree);
-        let output = command.args([&node, property]).args(values).output()?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success(),
-            "fdtput {node} {property} {values:?}: {said}"
-        );
-        Ok(())
+    let put = |kind: &str, property: &str, values: &[String]| {
+        let options = ["-p", "-t", kind];
+        fdtput(context, tree, &options, [&*node, property], values)
     };
     put("s", "compatible", &[row.compatible.into()])?;
     let ranges = row.reg.iter().flat_map(|reg| {
@@ -316,6 +456,9 @@ fn add(context: &Context, tree: &Path, row: &Row, own: &[u64; 2]) -> Result<()> 
     let ranges: Vec<_> = ranges.collect();
     if !ranges.is_empty() {
         put("x", "reg", &ranges)?;
+    }
+    if let Some(status) = row.status {
+        put("s", "status", &[status.into()])?;
     }
     if let Some((number, kind)) = row.interrupt {
         let cells = [0, number, kind].map(|cell| format!("{cell:x}"));

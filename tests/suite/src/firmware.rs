@@ -13,7 +13,10 @@ mod table;
 
 use crate::{
     On, Trial,
-    context::{Context, counter, expect_reseeds, lines, no_node, reseeds, settled_reseeds, wait},
+    context::{
+        Context, counter, expect_reseeds, genctr, lines, no_node, reseeds, settled_reseeds, wait,
+    },
+    notifications::expect_notified,
     shared::Shared,
     tests,
 };
@@ -27,6 +30,7 @@ tests! {
     all_of_addr_at_boot [NotBuiltin]
     all_others_at_boot [NotBuiltin]
     all_of_a_q35_at_boot [NotBuiltin]
+    the_tables_of_virt_have_the_device [Arm64Acpi]
 }
 
 /// A test that takes more than binding one device.
@@ -51,14 +55,14 @@ pub fn plain(context: &Context) -> Result<(Tables, Options)> {
     rows.retain(|row| row.name == "sound_names");
     let tables = Tables::compile(context, &rows)?;
     let mut options = Machine::Pc.options();
-    options.qemu_arg.extend(tables.arguments());
+    tables.give_to(&mut options);
     options.no_module = false;
     Ok((tables, options))
 }
 
 pub fn trials() -> Result<Vec<Trial>> {
     let mut trials = Vec::new();
-    for machine in [Machine::PcAddr, Machine::Pc, Machine::Q35] {
+    for machine in [Machine::PcAddr, Machine::Pc, Machine::Q35, Machine::Virt] {
         let rows = machine.rows();
         let shared = Shared::new();
         let mut trial = |name: &str, on: &[On], test: Test| {
@@ -69,6 +73,7 @@ pub fn trials() -> Result<Vec<Trial>> {
         // and one of the rows stops the machine.
         let on: &[On] = match machine {
             Machine::PcAddr => &[On::NotBuiltin],
+            Machine::Virt => &[On::NotBuiltin, On::Arm64Acpi],
             _ => &[],
         };
         for (n, row) in rows.iter().enumerate() {
@@ -113,6 +118,22 @@ fn all_others_at_boot(context: &Context) -> Result<()> {
 /// Expect the same of the rows of a Q35.
 fn all_of_a_q35_at_boot(context: &Context) -> Result<()> {
     all_at_boot(context, Machine::Q35)
+}
+
+/// Expect that a guest of virt with UEFI has the device from ACPI alone, with an event device of its
+/// own, and that this notifies it.
+fn the_tables_of_virt_have_the_device(context: &Context) -> Result<()> {
+    let vm = context.boot(genctr(42))?;
+    // The machine has an event device, too.
+    let found = lines(
+        &vm,
+        "cd /sys/bus/acpi/devices; ls -d ACPI0013:* QEMUVGID:*; ls -d /proc/device-tree 2>/dev/null || true",
+    )?;
+    ensure!(
+        found == ["ACPI0013:00", "ACPI0013:01", "QEMUVGID:00"],
+        "{found:?}"
+    );
+    expect_notified(vm)
 }
 
 /// Expect that a notification which the firmware's method sends, after it has changed the ID and

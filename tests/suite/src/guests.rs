@@ -11,7 +11,7 @@ use crate::{
     promises, tests,
 };
 use anyhow::{Result, ensure};
-use harness::{Add, Flavour, Options, Vm, qapi::qmp::query_vm_generation_id};
+use harness::{Add, Flavour, Options, Vm, kernel, qapi::qmp::query_vm_generation_id};
 
 tests! {
     under_stock_qemu_the_driver_reseeds_and_has_no_node
@@ -20,6 +20,7 @@ tests! {
     the_counter_needs_no_second_look
     beside_vmgenctr_the_other_module_is_refused [Builtin]
     the_promises_run_as_a_kernel_selftest
+    debians_kernel_for_arm64_keeps_the_promises [Arm64Acpi, NotBuiltin]
     the_id_is_nowhere_to_be_seen
     the_pages_are_cached [Tiny]
 }
@@ -130,6 +131,30 @@ fn the_promises_run_as_a_kernel_selftest(context: &Context) -> Result<()> {
         "without the node: {status}: {lines:#?}"
     );
     Ok(())
+}
+
+/// Expect that the module which was built with Debian's headers loads into Debian's kernel for arm64,
+/// and that the promises are kept there.
+fn debians_kernel_for_arm64_keeps_the_promises(context: &Context) -> Result<()> {
+    let vm = context.boot(Options {
+        kernel: Some(format!("arm64-{}", kernel::STOCK)),
+        memory: Some(512),
+        ..genctr(42)
+    })?;
+    let release = vm.shell("uname -r")?;
+    ensure!(release.ends_with("-cloud-arm64\n"), "{release}");
+    // The disk's driver is a module there, which is not in the initramfs. A promise wants any device.
+    vm.shell("mknod /dev/vda c 1 5")?;
+    let output = vm.exec(["contract", "run"])?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let promises = promises::list(context, "contract", &["list"])?.len();
+    let kept = said.lines().filter(|line| line.starts_with("ok ")).count();
+    ensure!(
+        output.status.success() && kept == promises,
+        "{}: {kept} of {promises}: {said}",
+        output.status
+    );
+    no_splat(&vm)
 }
 
 /// Expect that vmgenid.ko is not loaded, because of a missing symbol, on a kernel that has its own

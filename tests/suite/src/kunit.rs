@@ -3,11 +3,11 @@
 //! The driver's own KUnit tests, in a guest.
 
 use crate::{
-    context::{Context, genctr},
+    context::{Context, firmware, genctr},
     tests,
 };
 use anyhow::{Context as _, Result, ensure};
-use harness::{Add, Options};
+use harness::{Add, Firmware, Options};
 use std::{fs, path::Path};
 
 tests! {
@@ -36,7 +36,14 @@ fn every_unit_of_the_driver_passes_its_tests(context: &Context) -> Result<()> {
         host: context.module("kunit.ko"),
         guest: "/kunit.ko".into(),
     };
+    // There the firmware reserves memory for this.
+    let ras = firmware() == Firmware::Ovmf;
     let vm = context.boot(Options {
+        qemu_arg: if ras {
+            vec!["-machine".into(), "ras=on".into()]
+        } else {
+            vec![]
+        },
         no_module: true,
         add: vec![module],
         append: vec!["kunit.enable=1".into(), "kunit.autorun=1".into()],

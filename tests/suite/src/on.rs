@@ -6,7 +6,7 @@
 
 use crate::context;
 use anyhow::{Result, bail};
-use harness::{Machine, Source, kernel};
+use harness::{Firmware, Machine, Source, kernel};
 use std::str::FromStr;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,9 +34,11 @@ pub enum On {
     PlainKernel,
     /// Only on a PC: tests that need ACPI's interrupt (SCI).
     Pc,
-    /// Only with a kernel for arm64, whose guests have a device tree.
+    /// Only with a kernel for arm64, in guests with a device tree.
     Arm64,
-    /// Also with such a kernel.
+    /// Only with a kernel for arm64, in guests with UEFI and ACPI.
+    Arm64Acpi,
+    /// Also with a kernel for arm64, in both.
     AlsoArm64,
     /// Not with such a kernel: what needs ACPI, a 32-bit program, or another machine.
     NotArm64,
@@ -72,10 +74,13 @@ pub fn is_ignored(on: &[On]) -> bool {
     let other_setup = context::parameters().is_some()
         || context::source() == Source::Vmclock
         || context::machine() != Machine::Pc;
-    let plain = matches!(kernel.as_str(), "tiny" | "builtin" | kernel::SERIES);
+    let plain = is_arm64 || matches!(kernel.as_str(), "tiny" | "builtin" | kernel::SERIES);
     is(On::Soak)
-        || other_setup && !is(On::AnySetup) && !(is_arm64 && (is(On::Arm64) || is(On::AlsoArm64)))
-        || !is_arm64 && is(On::Arm64)
+        || other_setup
+            && !is(On::AnySetup)
+            && !(is_arm64 && (is(On::Arm64) || is(On::Arm64Acpi) || is(On::AlsoArm64)))
+        || is(On::Arm64) && !(is_arm64 && context::firmware() == Firmware::Seabios)
+        || is(On::Arm64Acpi) && !(is_arm64 && context::firmware() == Firmware::Ovmf)
         || is_arm64 && is(On::NotArm64)
         || context::machine() != Machine::Pc && is(On::Pc)
         || kernel != "tiny" && is(On::Tiny)

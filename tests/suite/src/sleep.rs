@@ -74,8 +74,8 @@ fn woken_clone(vm: &mut Vm, wake: impl Fn(&Vm) -> Result<()>) -> Result<Vm> {
     let clone = vm.clone_unchecked(&snapshot, options, None)?;
     clone.qmp(&cont {})?;
     thread::sleep(Duration::from_secs(1));
-    // The original is also woken: the suite asks it for its kernel's reports when it ends. A
-    // connection to the agent fails if it begins before the agent's device has resumed, so this
+    // The original is also woken: the suite asks it for its kernel's reports when it ends. The
+    // agent takes 20 s to answer a connection that begins before its device has resumed, so this
     // waits for the end of the suspend.
     for vm in [&clone, vm] {
         wake(vm)?;
@@ -215,7 +215,7 @@ fn hibernate(context: &Context, firmware: Firmware, how: &str) -> Result<()> {
         let mut options = options(&copy);
         options.append.push(format!("resume={swap}"));
         options.genctr = Some(value);
-        // A connection to the agent fails if it begins before the agent's device has resumed.
+        // A connection to the agent that begins before its device has resumed takes 20 s.
         options.paused = true;
         let resumed = context.boot(options)?;
         resumed.qmp(&cont {})?;

@@ -17,12 +17,12 @@
 use crate::{
     context::{Context, await_random, genctr, id_in_memory, parameters, wait},
     draws::{Draws, Same},
-    tests,
+    notifications, tests,
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use harness::{
     Name, Options, Vm,
-    gdb::{Cpu, Gdb, Registers},
+    gdb::{Cpu, Gdb, Place, Registers},
     kernel,
 };
 use std::{collections::BTreeSet, fmt, thread};
@@ -135,7 +135,7 @@ impl Path {
     fn begins(self, registers: &Registers, caller: &Function) -> bool {
         match self {
             // Only the work queue passes an argument.
-            Path::Periodic => registers.rdi != 0,
+            Path::Periodic => registers.arguments[0] != 0,
             Path::Builtin => caller.name == "add_vmfork_randomness",
             // The kernel calls the driver.
             Path::Read => !caller.driver,
@@ -173,6 +173,10 @@ impl Symbols {
             let [address, "t" | "T", name, ref rest @ ..] = words[..] else {
                 continue;
             };
+            // In a module for arm64, these only tell code from data.
+            if name.starts_with('$') {
+                continue;
+            }
             functions.push(Function {
                 name: demangled(name),
                 start: u64::from_str_radix(address, 16)?,
@@ -272,8 +276,8 @@ struct Walk<'a> {
     inside: Vec<Function>,
     /// The CPU that the path's thread is on.
     cpu: Cpu,
-    /// The stack pointer at the first instruction, which points at the return address.
-    frame: u64,
+    /// Where the path's first function returns to.
+    end: Place,
     at: Boundary,
 }
 
@@ -283,18 +287,18 @@ impl<'a> Walk<'a> {
         let entries = path.entries(symbols)?;
         let starts: Vec<_> = entries.iter().map(|function| function.start).collect();
         let (cpu, registers) = run_to(gdb, &starts, |gdb, cpu, registers| {
-            let caller = symbols.at(gdb.read_u64(cpu, registers.rsp)?);
+            let caller = symbols.at(gdb.end(cpu, registers)?.pc);
             Ok(caller.is_some_and(|caller| path.begins(registers, caller)))
         })
         .with_context(|| format!("waiting for {path}"))?;
         Ok(Self {
+            end: gdb.end(cpu, &registers)?,
             gdb,
             symbols,
             inside: path.inside(symbols)?,
             cpu,
-            frame: registers.rsp,
             at: Boundary {
-                address: registers.rip,
+                address: registers.at.pc,
                 after: None,
             },
         })
@@ -306,32 +310,29 @@ impl<'a> Walk<'a> {
         self.gdb.step(self.cpu)?;
         let mut registers = self.gdb.registers(self.cpu)?;
         let mut after = None;
-        while registers.rsp <= self.frame && function_at(&self.inside, registers.rip).is_none() {
-            // After a call, and after a jump to another function, the stack pointer points at the
-            // return address.
-            let returns_to = self.gdb.read_u64(self.cpu, registers.rsp)?;
-            let (called, stack) = (registers.rip, registers.rsp + 8);
+        while registers.at != self.end && function_at(&self.inside, registers.at.pc).is_none() {
+            // This is after a call, or after a jump to another function.
+            let end = self.gdb.end(self.cpu, &registers)?;
+            let called = registers.at.pc;
             // Another thread, on another stack, can come by.
-            (self.cpu, registers) = run_to(self.gdb, &[returns_to], |_, _, registers| {
-                Ok(registers.rsp == stack)
+            (self.cpu, registers) = run_to(self.gdb, &[end.pc], |_, _, registers| {
+                Ok(registers.at == end)
             })
             .with_context(|| format!("stepping over {}", self.symbols.describe(called)))?;
             after = self.symbols.at(called).map(|called| called.name.clone());
         }
-        if registers.rsp > self.frame {
+        if registers.at == self.end {
             return Ok(false);
         }
         // A function that was stepped through has returned.
-        if let Some(before) = before.filter(|before| !before.has(registers.rip)) {
-            let now = function_at(&self.inside, registers.rip);
-            if now.is_some_and(|now| now.start != registers.rip) && after.is_none() {
+        let address = registers.at.pc;
+        if let Some(before) = before.filter(|before| !before.has(address)) {
+            let now = function_at(&self.inside, address);
+            if now.is_some_and(|now| now.start != address) && after.is_none() {
                 after = Some(before.name);
             }
         }
-        self.at = Boundary {
-            address: registers.rip,
-            after,
-        };
+        self.at = Boundary { address, after };
         Ok(true)
     }
 }
@@ -713,11 +714,11 @@ fn the_id_is_mixed_in_before_the_reseed(context: &Context) -> Result<()> {
     let mix = symbols.function("add_device_randomness")?.start;
     let reseed = symbols.function("random_ioctl")?.start;
     let (cpu, registers) = run_to(gdb, &[mix, reseed], |gdb, cpu, registers| {
-        let caller = symbols.at(gdb.read_u64(cpu, registers.rsp)?);
+        let caller = symbols.at(gdb.end(cpu, registers)?.pc);
         Ok(caller.is_some_and(|caller| caller.driver))
     })?;
-    ensure!(registers.rip == mix, "the driver reseeds first");
-    let mixed = gdb.read(cpu, registers.rdi, 16)?;
+    ensure!(registers.at.pc == mix, "the driver reseeds first");
+    let mixed = gdb.read(cpu, registers.arguments[0], 16)?;
     let id = id_in_memory(vm)?;
     ensure!(
         mixed == id,
@@ -741,24 +742,22 @@ fn the_first_id_is_mixed_in_before_the_reseed(context: &Context) -> Result<()> {
     let mut gdb = vm.debug()?;
     let mut mixed = false;
     run_to(&mut gdb, &[mix, reseed], |gdb, cpu, registers| {
-        if registers.rip == reseed {
+        if registers.at.pc == reseed {
             return Ok(true);
         }
-        mixed |= registers.rsi == 16 && gdb.read(cpu, registers.rdi, 16)? == id;
+        let [data, len] = registers.arguments;
+        mixed |= len == 16 && gdb.read(cpu, data, 16)? == id;
         Ok(false)
     })?;
     ensure!(mixed, "the driver reseeds first");
     Ok(())
 }
 
-/// Expect equal draws without the early look and without read(): the clones draw from the key that
+/// Expect equal draws without the notification and without read(): the clones draw from the key that
 /// is in the snapshot. So the other tests can fail.
 fn without_the_barrier_draws_are_equal(context: &Context) -> Result<()> {
-    let options = Options {
-        parameter: vec!["early_look=0".into()],
-        ..cpus(1)
-    };
-    let mut original = Original::boot(context, options, Look::WithoutBarrier)?;
+    let hold = notifications::to_hold();
+    let mut original = Original::boot_beside(context, cpus(1), Look::WithoutBarrier, &hold)?;
     let all = original.boundaries(Path::Periodic)?;
     let extracted = sample_of_reseed(&all)?.swap_remove(2);
     let rows = original.rows_of(Path::Periodic, &[extracted])?;

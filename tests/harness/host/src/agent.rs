@@ -139,6 +139,11 @@ impl std::error::Error for Lost {}
 /// How long to wait before saying hello again.
 const HELLO: Duration = Duration::from_secs(1);
 
+/// How long to wait before connecting again. The guest's driver loses the report of a connection
+/// that begins while the guest resumes from a suspend: `virtcons_restore()` fills the queue for such
+/// reports last. The agent can then not answer on it.
+const RECONNECT: Duration = Duration::from_secs(20);
+
 /// A connection over one port, with which it is ours alone.
 pub struct Session {
     stream: UnixStream,
@@ -153,23 +158,31 @@ impl Session {
     /// Waits for the agent to answer, which is when the guest has booted.
     pub fn open(folder: &Folder, timeout: Duration) -> Result<Self> {
         let (n, port) = free_port(folder, timeout)?;
-        let stream = folder
-            .connect(&qemu::port_socket(n))
-            .map_err(|_| Lost::Down)?;
-        stream.set_write_timeout(Some(timeout))?;
-        let decoder = Decoder::default();
+        let connect = || -> Result<UnixStream> {
+            let stream = folder.connect(&qemu::port_socket(n));
+            let stream = stream.map_err(|_| Lost::Down)?;
+            stream.set_write_timeout(Some(timeout))?;
+            Ok(stream)
+        };
         let mut session = Self {
-            stream,
-            decoder,
+            stream: connect()?,
+            decoder: Decoder::default(),
             timeout,
             trouble: None,
             _port: port,
         };
-        session.greet()?;
+        let start = Instant::now();
+        while !session.greet()? {
+            if start.elapsed() > timeout {
+                bail!(Lost::Silent(timeout));
+            }
+            session.stream = connect()?;
+        }
         Ok(session)
     }
 
-    fn greet(&mut self) -> Result<()> {
+    /// Waits for the agent to answer. Whether it did in time.
+    fn greet(&mut self) -> Result<bool> {
         let mine = token();
         let start = Instant::now();
         let mut said = None;
@@ -195,14 +208,14 @@ impl Session {
                         );
                     }
                     self.trouble = trouble;
-                    return Ok(());
+                    return Ok(true);
                 }
                 Some(_) => {}
                 None => {
                     if self.is_ready(&mut Vec::new(), HELLO)? {
                         self.receive()?;
-                    } else if start.elapsed() > self.timeout {
-                        bail!(Lost::Silent(self.timeout));
+                    } else if start.elapsed() > self.timeout.min(RECONNECT) {
+                        return Ok(false);
                     }
                 }
             }

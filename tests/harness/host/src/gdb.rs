@@ -10,6 +10,7 @@
 
 use crate::folder::Folder;
 use crate::interrupt;
+use crate::options::Machine;
 use anyhow::Context;
 use anyhow::Result;
 use anyhow::bail;
@@ -32,23 +33,55 @@ pub struct Cpu(u32);
 /// The registers that tell a call from a return.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Registers {
-    pub rip: u64,
-    pub rsp: u64,
+    pub at: Place,
     /// The first two arguments of a function that was just called.
-    pub rdi: u64,
-    pub rsi: u64,
+    pub arguments: [u64; 2],
+    /// The return address of such a function. On x86-64 it is on the stack.
+    link: Option<u64>,
 }
+
+/// A place that a thread comes by: no other thread has that stack.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Place {
+    pub pc: u64,
+    pub sp: u64,
+}
+
+/// Where the registers are in QEMU's answer, as numbers of 64-bit words.
+struct Layout {
+    pc: usize,
+    sp: usize,
+    arguments: [usize; 2],
+    link: Option<usize>,
+}
+
+/// rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8 to r15, rip, ...
+const X86_64: Layout = Layout {
+    pc: 16,
+    sp: 7,
+    arguments: [5, 4],
+    link: None,
+};
+
+/// x0 to x30, sp, pc, ...
+const ARM64: Layout = Layout {
+    pc: 32,
+    sp: 31,
+    arguments: [0, 1],
+    link: Some(30),
+};
 
 pub struct Gdb {
     stream: UnixStream,
     /// Received, and not taken as a packet yet.
     bytes: Vec<u8>,
     timeout: Duration,
+    layout: &'static Layout,
 }
 
 impl Gdb {
     /// Connects, which stops the VM.
-    pub(crate) fn connect(folder: &Folder, timeout: Duration) -> Result<Self> {
+    pub(crate) fn connect(folder: &Folder, timeout: Duration, machine: Machine) -> Result<Self> {
         let stream = folder
             .connect(SOCKET)
             .context("cannot connect to QEMU's gdbstub")?;
@@ -57,6 +90,10 @@ impl Gdb {
             stream,
             bytes: Vec::new(),
             timeout,
+            layout: match machine {
+                Machine::Virt => &ARM64,
+                _ => &X86_64,
+            },
         };
         gdb.ask("qSupported")?;
         Ok(gdb)
@@ -91,17 +128,31 @@ impl Gdb {
     pub fn registers(&mut self, cpu: Cpu) -> Result<Registers> {
         self.select(cpu)?;
         let registers = bytes(&self.ask("g")?)?;
-        // rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8 to r15, rip, ...
         let register = |n: usize| -> Result<u64> {
             let bytes = registers.get(8 * n..8 * n + 8);
-            let bytes = bytes.context("QEMU's gdbstub knows fewer registers than an x86-64 has")?;
+            let bytes = bytes.context("QEMU's gdbstub knows fewer registers than the CPU has")?;
             Ok(u64::from_le_bytes(bytes.try_into()?))
         };
+        let [first, second] = self.layout.arguments;
         Ok(Registers {
-            rip: register(16)?,
-            rsp: register(7)?,
-            rdi: register(5)?,
-            rsi: register(4)?,
+            at: Place {
+                pc: register(self.layout.pc)?,
+                sp: register(self.layout.sp)?,
+            },
+            arguments: [register(first)?, register(second)?],
+            link: self.layout.link.map(register).transpose()?,
+        })
+    }
+
+    /// The place where a function returns to, before it has executed its first instruction.
+    pub fn end(&mut self, cpu: Cpu, registers: &Registers) -> Result<Place> {
+        let sp = registers.at.sp;
+        Ok(match registers.link {
+            Some(pc) => Place { pc, sp },
+            None => Place {
+                pc: self.read_u64(cpu, sp)?,
+                sp: sp + 8,
+            },
         })
     }
 
@@ -118,7 +169,7 @@ impl Gdb {
         Ok(read)
     }
 
-    pub fn read_u64(&mut self, cpu: Cpu, address: u64) -> Result<u64> {
+    fn read_u64(&mut self, cpu: Cpu, address: u64) -> Result<u64> {
         let read = self.read(cpu, address, 8)?;
         Ok(u64::from_le_bytes(read.as_slice().try_into()?))
     }

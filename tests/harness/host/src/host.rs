@@ -117,18 +117,22 @@ impl Host {
     }
 
     pub(crate) fn busybox(&self, kernel: &str) -> Result<PathBuf> {
-        let root = match kernel::is_arm64(kernel) {
+        let root = match kernel::is_arm64(kernel) && !kernel::ON_ARM64 {
             true => "arm64-tools",
             false => "buildroot",
         };
         built(self.link(root).join("root/usr/bin/busybox"), "busybox")
     }
 
-    pub(crate) fn ovmf(&self) -> Result<PathBuf> {
-        let path = self.link("ovmf").join("OVMF.fd");
+    pub(crate) fn ovmf(&self, kernel: &str) -> Result<PathBuf> {
+        let (name, arch) = match kernel::is_arm64(kernel) {
+            true => ("ovmf-arm64", "VMGENID_ARCH=arm64 "),
+            false => ("ovmf", ""),
+        };
+        let path = self.link(name).join("OVMF.fd");
         ensure!(
             path.exists(),
-            "there is no OVMF at {}: fetch it with scripts/ovmf",
+            "there is no OVMF at {}: fetch it with {arch}scripts/ovmf",
             path.display()
         );
         Ok(path)

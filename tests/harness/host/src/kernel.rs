@@ -16,7 +16,7 @@ pub struct Needs {
 
 /// The driver's name: where the kernel's own is built in, it is another one.
 pub fn driver(name: &str) -> &'static str {
-    match is_builtin(name) || [DEBIAN, STOCK].contains(&name) {
+    match is_builtin(name) || name.split('-').any(|part| [DEBIAN, STOCK].contains(&part)) {
         true => "vmgenctr",
         false => "vmgenid",
     }
@@ -40,19 +40,23 @@ pub fn is_arm64(name: &str) -> bool {
 /// Linux with patches/linux.
 pub const SERIES: &str = "series";
 
-/// The default kernel: VMGENID_KERNEL, or tiny.
+/// The default kernel: VMGENID_KERNEL, or tiny, or on a host of arm64 arm64.
 pub fn default() -> String {
     let named = env::var("VMGENID_KERNEL").ok();
     named
         .filter(|name| !name.is_empty())
-        .unwrap_or_else(|| "tiny".into())
+        .unwrap_or_else(|| if ON_ARM64 { "arm64" } else { "tiny" }.into())
 }
 
 /// The kernel of a whole Debian guest, with its disk: see scripts/debian-image.
 pub const DEBIAN: &str = "debian";
 
-/// The same kernel with the small initramfs of the other guests: see scripts/debian-kernel.
+/// The same kernel with the small initramfs of the other guests; arm64-stock is that for arm64: see
+/// scripts/debian-kernel.
 pub const STOCK: &str = "stock";
+
+/// Whether this machine is one of arm64.
+pub const ON_ARM64: bool = cfg!(target_arch = "aarch64");
 
 /// What the kernel of that name needs.
 pub fn needs(name: &str) -> Needs {

@@ -115,7 +115,7 @@ pub enum Machine {
     Q35,
     /// Like Firecracker's: hardware-reduced ACPI, which notifies by a Generic Event Device
     Microvm,
-    /// That of kernels for arm64: no firmware, a device tree
+    /// That of kernels for arm64: a device tree, or with --firmware ovmf ACPI
     Virt,
 }
 
@@ -164,9 +164,8 @@ impl Options {
             "--machine virt is for kernels of arm64: give --kernel arm64"
         );
         ensure!(
-            self.machine() != Machine::Virt
-                || (self.qemu, self.firmware) == (Flavour::Genctr, Firmware::Seabios),
-            "a kernel for arm64 has this project's QEMU and no firmware: leave out --qemu and --firmware"
+            self.machine() != Machine::Virt || self.qemu == Flavour::Genctr,
+            "a kernel for arm64 has this project's QEMU: leave out --qemu"
         );
         ensure!(
             self.machine != Machine::Microvm || self.qemu != Flavour::Stock || self.no_device,

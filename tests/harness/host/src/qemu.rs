@@ -59,9 +59,9 @@ pub fn spawn(host: &Host, options: &Options, folder: &Folder, start: Start<'_>) 
     };
     let mut command = Command::new(qemu.join(program));
     command.arg("-L").arg(qemu.join("share"));
-    // SeaBIOS is what QEMU finds there.
+    // SeaBIOS is what QEMU finds there. On virt it finds none, and starts the kernel itself.
     if options.firmware == Firmware::Ovmf {
-        command.arg("-bios").arg(host.ovmf()?);
+        command.arg("-bios").arg(host.ovmf(&options.kernel())?);
     }
     command
         .args(arguments(options, &folder.name, start))

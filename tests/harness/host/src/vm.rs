@@ -316,7 +316,7 @@ impl Vm {
             command_line: format!("gdbserver unix:{},server=on,wait=off", gdb::SOCKET),
             cpu_index: None,
         })?;
-        Gdb::connect(&self.folder, self.host.timeout)
+        Gdb::connect(&self.folder, self.host.timeout, self.options()?.machine())
     }
 
     /// Removes a snapshot, so that the disk stays small.
@@ -729,7 +729,27 @@ impl Vm {
             messages if messages.is_empty() => messages,
             messages => format!("; QEMU says: {messages}"),
         };
-        anyhow!("{doing}: {error}{messages}; {}", self.last_lines())
+        let cpus = self
+            .cpus()
+            .map_or(String::new(), |cpus| format!("; its CPUs are at {cpus}"));
+        anyhow!("{doing}: {error}{messages}{cpus}; {}", self.last_lines())
+    }
+
+    /// Each CPU's program counter and, on x86, whether it is halted.
+    fn cpus(&self) -> Result<String> {
+        let registers = self.qmp(&qmp::human_monitor_command {
+            command_line: "info registers -a".into(),
+            cpu_index: None,
+        })?;
+        let words = registers.split_whitespace();
+        let cpus: Vec<_> = words
+            .filter(|word| {
+                ["RIP=", "PC=", "HLT="]
+                    .iter()
+                    .any(|name| word.starts_with(name))
+            })
+            .collect();
+        Ok(cpus.join(" "))
     }
 
     fn last_lines(&self) -> String {

@@ -4,7 +4,7 @@
 
 use super::{
     rows::{self, Outcome, Row, SECOND},
-    table::{self, BAR, MEMORY, Tables},
+    table::{self, BAR, MEMORY, Tables, VIRT_MEMORY},
 };
 use crate::context::{Context, RESEEDED, await_random, genctr, lines};
 use anyhow::{Context as _, Result, ensure};
@@ -21,6 +21,8 @@ pub enum Machine {
     /// A PC, for all other rows.
     Pc,
     Q35,
+    /// That of arm64, with UEFI.
+    Virt,
 }
 
 impl Machine {
@@ -29,12 +31,21 @@ impl Machine {
             Self::PcAddr => rows::pc_addr(),
             Self::Pc => rows::pc(),
             Self::Q35 => rows::q35(),
+            Self::Virt => rows::virt(),
         }
     }
 
     /// The options for the machine and its memory map. Kernel parameters change the map that
     /// SeaBIOS reports.
     pub fn options(self) -> Options {
+        if self == Self::Virt {
+            // The memory is that of QEMU's own device, which no driver binds.
+            return Options {
+                no_module: true,
+                parameter: vec!["early_look=0".into()],
+                ..genctr(42)
+            };
+        }
         let mut options = Options {
             memory: Some(384),
             append: vec![format!("memmap=2M${MEMORY:#x}")],
@@ -64,6 +75,7 @@ impl Machine {
                 // access the local interrupt controller through memory.
                 &["memmap=4M$0xfec00000", "nox2apic"],
             ),
+            Self::Virt => unreachable!("above"),
         };
         options
             .qemu_arg
@@ -118,7 +130,7 @@ impl Guest {
     fn start(context: &Context, machine: Machine, mut options: Options) -> Result<Self> {
         let rows = machine.rows();
         let tables = Tables::compile(context, &rows)?;
-        options.qemu_arg.extend(tables.arguments());
+        tables.give_to(&mut options);
         let vm = context.boot(options)?;
         let paths = vm.shell(
             "cd /sys/bus/acpi/devices && for each in *; do echo $each $(cat $each/path); done",
@@ -167,6 +179,10 @@ impl Guest {
             ensure!(found, "{what} is not at {address:#x}:\n{map}");
             Ok(())
         };
+        if machine == Machine::Virt {
+            holds("System RAM", rows::VIRT_RAM)?;
+            return holds("QEMUVGID:00", VIRT_MEMORY);
+        }
         holds("Reserved", MEMORY)?;
         if machine == Machine::Q35 {
             holds("PCI ECAM", 0xB000_0000)?;

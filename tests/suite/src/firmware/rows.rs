@@ -688,6 +688,88 @@ pub fn q35() -> Vec<Row> {
     vec![row("sound_on_a_q35", "<ADDR> <CTRA>", Outcome::Node)]
 }
 
+/// An address in the RAM of virt.
+pub const VIRT_RAM: u64 = 0x4800_0000;
+
+/// The rows of arm64's virt, whose firmware reserves no memory: the page is in the device's own
+/// (`_CRS`).
+pub fn virt() -> Vec<Row> {
+    let own = |start: &str, last: &str, len: &str| {
+        format!(
+            "Name (_CRS, ResourceTemplate ()
+             {{
+                 QWordMemory (ResourceConsumer, PosDecode, MinFixed, MaxFixed, Cacheable, ReadWrite,
+                     0, {start}, {last}, 0, {len})
+             }})"
+        )
+    };
+    let page = own("<page>", "<page+0xfff>", "0x1000");
+    let ram = format!("{VIRT_RAM:#x}");
+    vec![
+        row("virt_sound", format!("<ADDR> <CTRA> {page}"), Outcome::Node),
+        row("virt_no_counter", "<ADDR>", Outcome::Reseeds(None)),
+        row("virt_nothing", "", Outcome::Missing),
+        row(
+            "virt_ctra_is_in_no_memory_of_the_device",
+            "<ADDR> <CTRA>",
+            reseeds(NOT_RESERVED),
+        ),
+        row(
+            "virt_ctra_is_behind_the_devices_memory",
+            format!("<ADDR> <CTRA> {}", own("<base>", "<base+0xfff>", "0x1000")),
+            reseeds(NOT_RESERVED),
+        ),
+        row(
+            "virt_ctra_leaves_the_devices_memory",
+            format!("<ADDR> <CTRA> {}", own("<page>", "<page+0x7ff>", "0x800")),
+            reseeds("is shorter than a page"),
+        ),
+        row(
+            "virt_ctra_is_unaligned",
+            format!(
+                "<ADDR> Name (CTRA, Package () {{ <base+8>, 0 }}) {}",
+                own("<base>", "<base+0x1fff>", "0x2000")
+            ),
+            reseeds(NOT_A_PAGE),
+        ),
+        row(
+            "virt_ctra_is_ram",
+            format!("<ADDR> Name (CTRA, Package () {{ {ram}, 0 }})"),
+            reseeds(RAM),
+        ),
+        row(
+            "virt_ctra_is_beyond_the_width",
+            "<ADDR> Name (CTRA, Package () { 0, 0x100000 })",
+            reseeds(BEYOND),
+        ),
+        row(
+            "virt_ctra_is_the_flash",
+            "<ADDR> Name (CTRA, Package () { 0x04000000, 0 })",
+            reseeds(NOT_RESERVED),
+        ),
+        row(
+            "virt_ctra_holds_the_id",
+            format!("Name (ADDR, Package () {{ <page+0x100>, 0 }}) <CTRA> {page}"),
+            reseeds(SECRET),
+        ),
+        row(
+            "virt_ctra_is_a_string",
+            r#"<ADDR> Name (CTRA, "<page>")"#,
+            reseeds(NOT_A_PACKAGE),
+        ),
+        row(
+            "virt_addr_is_ram",
+            format!("Name (ADDR, Package () {{ {ram}, 0 }}) <CTRA> {page}"),
+            refused(RAM),
+        ),
+        row(
+            "virt_addr_is_unaligned",
+            format!("Name (ADDR, Package () {{ <id+4>, 0 }}) <CTRA> {page}"),
+            refused(UNALIGNED),
+        ),
+    ]
+}
+
 pub fn refused(wrong: &str) -> Outcome {
     Outcome::Refused(format!("ADDR {wrong}: no generation ID"))
 }

@@ -5,6 +5,7 @@
 use super::rows::Row;
 use crate::context::{Context, scaled};
 use anyhow::{Context as _, Result, ensure};
+use harness::{Add, Options, kernel};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -13,8 +14,10 @@ use std::{
 use tempfile::TempDir;
 
 /// The address of the tables' own memory, and the size of each table's share: a page with the ID at
-/// QEMU's offset, and the counter's page.
+/// QEMU's offset, and the counter's page. On virt this is in the memory of QEMU's own device, between
+/// its ID and its counter, and behind that.
 pub const MEMORY: u64 = 0x0900_0000;
+pub const VIRT_MEMORY: u64 = 0x0b00_2000;
 pub const SHARE: u64 = 0x2000;
 const ID_OFFSET: u64 = 40;
 
@@ -32,7 +35,11 @@ pub fn counter(n: usize) -> u32 {
 }
 
 fn base(n: usize) -> u64 {
-    MEMORY + n as u64 * SHARE
+    let memory = match kernel::is_arm64(&kernel::default()) {
+        true => VIRT_MEMORY,
+        false => MEMORY,
+    };
+    memory + n as u64 * SHARE
 }
 
 /// The table of row `n`. In a row's ASL, `<id>` and `<page>` are the addresses of its own memory,
@@ -169,14 +176,19 @@ impl Tables {
         self.folder.path().join(format!("{}.{extension}", node(n)))
     }
 
-    /// The arguments that give these tables to the guest.
-    pub fn arguments(&self) -> Vec<String> {
-        (0..self.count)
-            .flat_map(|n| {
-                let file = self.file(n, "aml");
-                ["-acpitable".into(), format!("file={}", file.display())]
-            })
-            .collect()
+    /// Gives these tables to the guest: as firmware, or on virt, where QEMU has no such option, in the
+    /// initramfs.
+    pub fn give_to(&self, options: &mut Options) {
+        for n in 0..self.count {
+            let host = self.file(n, "aml");
+            if kernel::is_arm64(&options.kernel()) {
+                let guest = format!("/kernel/firmware/acpi/{}.aml", node(n));
+                options.add.push(Add { host, guest });
+            } else {
+                let file = format!("file={}", host.display());
+                options.qemu_arg.extend(["-acpitable".into(), file]);
+            }
+        }
     }
 }
 

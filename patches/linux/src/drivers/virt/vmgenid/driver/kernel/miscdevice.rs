@@ -36,8 +36,15 @@ pub(crate) struct Request {
     /// The position.
     pub(crate) pos: i64,
 
-    /// Whether the call must not wait: it returns `EAGAIN` instead.
-    pub(crate) nonblock: bool,
+    /// Whether the call must not wait.
+    nowait: bool,
+}
+
+impl Request {
+    /// Returns whether the call may wait. If not, it returns `EAGAIN` instead.
+    pub(crate) fn may_wait(&self) -> bool {
+        !self.nowait
+    }
 }
 
 /// An open file of a misc device. A `read` returns a native-endian u32. The file has no position:
@@ -91,7 +98,7 @@ impl<T: FileOperations> MiscDevice for Adapter<T> {
         let request = Request {
             len: iov.len(),
             pos: kiocb.ki_pos(),
-            nonblock: kiocb.nowait(),
+            nowait: kiocb.nowait(),
         };
         let Some(value) = kiocb.file().read(request)? else {
             return Ok(0);
