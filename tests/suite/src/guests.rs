@@ -19,7 +19,7 @@ tests! {
     without_the_device_the_module_loads_and_waits [NotBuiltin]
     the_counter_needs_no_second_look
     beside_vmgenctr_the_other_module_is_refused [Builtin]
-    the_promises_run_as_a_kernel_selftest
+    the_promises_run_as_a_kernel_selftest [Mainline]
     debians_kernel_for_arm64_keeps_the_promises [Arm64Acpi, NotBuiltin]
     the_id_is_nowhere_to_be_seen
     the_pages_are_cached [Tiny]
