@@ -18,8 +18,8 @@ use std::{
 };
 
 tests! {
-    no_two_clones_draw_the_same_on_dev_sysgenid (20 min) [AlsoArm64]
-    no_two_clones_of_a_microvm_draw_the_same (20 min)
+    no_two_clones_draw_the_same_on_dev_sysgenid (20 min) [AlsoArm64, Mainline]
+    no_two_clones_of_a_microvm_draw_the_same (20 min) [Mainline]
     without_a_device_clones_repeat_themselves (20 min) [AlsoArm64]
 }
 
