@@ -30,7 +30,7 @@ tests! {
     draws_after_the_barrier_differ_in_every_clone (20 min)
     the_counter_is_new_before_the_first_instruction
     the_id_changes_before_the_counter
-    a_generator_that_is_not_initialized_is_restored [PlainKernel]
+    a_generator_that_is_not_initialized_is_restored [PlainKernel, NotArm64]
     a_restore_that_fails_says_so [NotArm64]
     a_thousand_restores [Soak]
 }
@@ -207,7 +207,7 @@ fn the_id_changes_before_the_counter(context: &Context) -> Result<()> {
 }
 
 /// Expect that clones of a guest whose generator has never been initialized read the new counter,
-/// and that no draw is in two of them.
+/// and that no draw is in two of them. (On arm64 the device tree has a seed for the generator.)
 fn a_generator_that_is_not_initialized_is_restored(context: &Context) -> Result<()> {
     let mut vm = context.boot(two_cpus())?;
     vm.snapshot(&"s".parse()?)?;
