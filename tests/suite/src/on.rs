@@ -42,6 +42,8 @@ pub enum On {
     AlsoArm64,
     /// Not with such a kernel: what needs ACPI, a 32-bit program, or another machine.
     NotArm64,
+    /// Not on arm64 with UEFI and ACPI, where the test module cannot send a notification.
+    NotArm64Acpi,
     /// Only with a whole Debian guest, with its kernel.
     Debian,
     /// Not in `make test`: takes an hour, or as long as the environment says. Has no deadline.
@@ -82,6 +84,7 @@ pub fn is_ignored(on: &[On]) -> bool {
         || is(On::Arm64) && !(is_arm64 && context::firmware() == Firmware::Seabios)
         || is(On::Arm64Acpi) && !(is_arm64 && context::firmware() == Firmware::Ovmf)
         || is_arm64 && is(On::NotArm64)
+        || is(On::NotArm64Acpi) && is_arm64 && context::firmware() == Firmware::Ovmf
         || context::machine() != Machine::Pc && is(On::Pc)
         || kernel != "tiny" && is(On::Tiny)
         || kernel::is_builtin(&kernel) && is(On::NotBuiltin)
