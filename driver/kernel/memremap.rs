@@ -58,7 +58,7 @@ impl Range {
 
     /// Returns whether the firmware's memory map lists every byte of the range as reserved or as
     /// ACPI non-volatile storage.
-    #[cfg(not(CONFIG_ARM64))]
+    #[cfg(not(all(CONFIG_ARM64, CONFIG_EFI)))]
     fn is_reserved(&self) -> bool {
         /// # Safety
         ///
@@ -90,7 +90,7 @@ impl Range {
     }
 
     /// The same on arm64, where resources do not have the types of the firmware's map.
-    #[cfg(CONFIG_ARM64)]
+    #[cfg(all(CONFIG_ARM64, CONFIG_EFI))]
     fn is_reserved(&self) -> bool {
         /// `EFI_PAGE_SIZE` of `linux/efi.h`, which bindgen cannot evaluate.
         const EFI_PAGE_SIZE: usize = 4096;
@@ -126,12 +126,12 @@ fn last_address() -> u64 {
 }
 
 /// The types of memory that the firmware has reserved.
-#[cfg(not(CONFIG_ARM64))]
+#[cfg(not(all(CONFIG_ARM64, CONFIG_EFI)))]
 const RESERVED: [u32; 2] = [
     bindings::IORES_DESC_RESERVED,
     bindings::IORES_DESC_ACPI_NV_STORAGE,
 ];
-#[cfg(CONFIG_ARM64)]
+#[cfg(all(CONFIG_ARM64, CONFIG_EFI))]
 const RESERVED: [u32; 2] = [bindings::EFI_RESERVED_TYPE, bindings::EFI_ACPI_MEMORY_NVS];
 
 /// A page that the firmware has reserved.
@@ -344,7 +344,7 @@ mod tests {
     /// On arm64 with UEFI, a page of each entry in the firmware's map: its type decides.
     #[test]
     fn the_firmwares_map_says_what_is_reserved() {
-        #[cfg(CONFIG_ARM64)]
+        #[cfg(all(CONFIG_ARM64, CONFIG_EFI))]
         for address in (0..1 << 31).step_by(0x1_0000) {
             let mut entry = bindings::efi_memory_desc_t::default();
             // SAFETY: The function only looks the address up, and writes to `entry`.
