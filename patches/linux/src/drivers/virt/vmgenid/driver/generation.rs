@@ -131,7 +131,7 @@ impl Generation {
         self.apply_rule(true)
     }
 
-    /// Has `getrandom()` of the vDSO look at `counter`, too.
+    /// Makes `getrandom()` of the vDSO compare `counter`.
     pub(crate) fn look_at_counter(&self, dev: &Device<Bound>, counter: &Counter) {
         if let (Some(poll), Layout::Word) = (&self.poll, counter.layout) {
             match poll.look_at_counter(&counter.page) {
