@@ -87,6 +87,7 @@ impl Job for Generation {
 }
 
 impl Generation {
+    /// Waits until the device's own interrupt is not being handled, and reseeds with `id`.
     fn reseed(&self, id: Id) -> Result {
         match self.irq.load(Relaxed) {
             0 => (),

@@ -13,8 +13,8 @@
 //!    in that of a notification, which the built-in driver handles. The thread does not sleep in
 //!    between. If such a thread is runnable, the rule reseeds for processes that draw meanwhile,
 //!    and waits until the thread has left `crng_reseed()`: see [`sched`]. With a device tree, the
-//!    built-in driver handles a notification in the device's interrupt. The caller waits for that
-//!    interrupt before.
+//!    built-in driver handles a notification in the device's interrupt. The caller of
+//!    [`Reseeder::reseed`] has waited for that interrupt.
 //! 3. The rule reseeds, and publishes the ID.
 //!
 //! One thread applies the rule for all devices and all callers, so its reseeds do not overlap.

@@ -534,7 +534,7 @@ fn under_stock_qemu_reseeds_are_counted(context: &Context) -> Result<()> {
         })?;
     }
     ensure!(draws.len() == 8, "{} draws of 8 clones", draws.len());
-    ensure!(reseeds(&vm)? == 0, "the original reseeded, too");
+    ensure!(reseeds(&vm)? == 0, "the original also reseeded");
     Ok(())
 }
 

@@ -124,7 +124,7 @@ fn all_of_a_q35_at_boot(context: &Context) -> Result<()> {
 /// own, and that this notifies it.
 fn the_tables_of_virt_have_the_device(context: &Context) -> Result<()> {
     let vm = context.boot(genctr(42))?;
-    // The machine has an event device, too.
+    // The machine also has an event device.
     let found = lines(
         &vm,
         "cd /sys/bus/acpi/devices; ls -d ACPI0013:* QEMUVGID:*; ls -d /proc/device-tree 2>/dev/null || true",
