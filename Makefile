@@ -79,11 +79,12 @@ test-debug:
 	@VMGENID_KERNEL=kcsan scripts/test
 	@VMGENID_KERNEL=debug-builtin scripts/test
 
-# On arm64, in guests with a device tree; with UEFI and ACPI; then with vmgenctr.
+# On arm64, in guests with a device tree; with UEFI and ACPI; with vmgenctr; with pages of 64 KiB.
 test-arm64:
 	@VMGENID_KERNEL=arm64 scripts/test
 	@VMGENID_KERNEL=arm64 VMGENID_FIRMWARE=ovmf scripts/test
 	@VMGENID_KERNEL=arm64-builtin scripts/test
+	@VMGENID_KERNEL=arm64-64k scripts/test
 
 # kbuild's own clean needs the kernel's build folder, which a machine may lack.
 distclean:

@@ -13,7 +13,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result, ensure};
 use harness::{Add, Options, Vm, kernel};
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{collections::BTreeMap, fs, path::Path, process::Command, thread::sleep, time::Duration};
 
 tests! {
     [Arm64];
@@ -52,6 +52,8 @@ fn a_read_waits_for_a_reseed_in_the_interrupt(context: &Context) -> Result<()> {
     for (count, value) in (1..).zip(43..53) {
         let reader = Background::start(&vm, &format!("exec taskset 2 sh -c '{script}'"))?;
         reader.await_line(&vm, "ready")?;
+        // The work of the call above ends.
+        sleep(Duration::from_millis(200));
         vm.set_genctr(value)?;
         let said = reader.end(&vm)?;
         let expected = format!("ready\nread {value}, mapped {value}\n{count}");

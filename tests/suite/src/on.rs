@@ -30,7 +30,8 @@ pub enum On {
     Debug,
     /// Only with a kernel that has checkers (KASAN, lockdep, kmemleak; KCSAN).
     Checkers,
-    /// Not with a kernel that has checkers: they add calls to the code that is stepped through.
+    /// Not with a kernel that has checkers, or with arm64-64k, which has one of them: they change the
+    /// code that is stepped through.
     PlainKernel,
     /// Only on a PC: tests that need ACPI's interrupt (SCI).
     Pc,
@@ -93,5 +94,5 @@ pub fn is_ignored(on: &[On]) -> bool {
         || kernel == kernel::SERIES && is(On::Mainline)
         || !kernel.starts_with("debug") && is(On::Debug)
         || plain && is(On::Checkers)
-        || !plain && is(On::PlainKernel)
+        || (!plain || kernel == "arm64-64k") && is(On::PlainKernel)
 }

@@ -28,9 +28,6 @@ use wire::Size;
 use wire::Status;
 use wire::Stream;
 
-/// What two pipes hold, at most: what an ended command can have left in them.
-const LEFT_OVER: usize = 2 * 64 * 1024;
-
 /// How long a command may take to end when it is told to.
 const GRACE: Timespec = Timespec {
     tv_sec: 0,
@@ -189,8 +186,10 @@ impl Job {
         let Some(status) = self.child.try_wait()? else {
             return Ok(None);
         };
+        // Two pipes hold so much at most: `PIPE_DEF_BUFFERS` pages each.
+        let left_over = 2 * 16 * rustix::param::page_size();
         let mut rest = 0;
-        while rest < LEFT_OVER {
+        while rest < left_over {
             match self.read(&mut output) {
                 0 => break,
                 n => rest += n,

@@ -79,9 +79,9 @@ pub fn needs(name: &str) -> Needs {
             smp: 2,
             slowness: 2,
         },
-        // QEMU emulates an arm64 CPU some two times slower.
+        // QEMU emulates an arm64 CPU some two times slower. A small file takes a whole page.
         "arm64" => Needs {
-            memory: 256,
+            memory: if name == "arm64-64k" { 512 } else { 256 },
             smp: 1,
             slowness: 2,
         },
