@@ -110,7 +110,7 @@ impl Device {
     /// - `ENOENT`: There is no such object.
     /// - `ENODATA`: The object is a method that returned nothing.
     /// - `EIO`: The evaluation failed, or could not be begun.
-    pub(crate) fn evaluate(&self, name: &CStr) -> Result<KBox<Object>> {
+    pub(crate) fn evaluate(&self, name: &CStr) -> Result<Pin<KBox<Object>>> {
         let mut object = core::ptr::null_mut();
 
         // An evaluation returns the same status if the object is absent and if its code refers to
@@ -156,7 +156,10 @@ impl Device {
         }
         // SAFETY: After a success the buffer is an object that is ours to free. ACPICA has allocated
         // it with `kmalloc()`. `Object` is a transparent wrapper.
-        Ok(unsafe { KBox::from_raw(buffer.pointer.cast()) })
+        let object: KBox<Object> = unsafe { KBox::from_raw(buffer.pointer.cast()) };
+        // INVARIANT: The elements of a package are in the same allocation, out of which the object
+        // is not moved.
+        Ok(KBox::into_pin(object))
     }
 }
 
