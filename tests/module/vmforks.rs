@@ -23,6 +23,7 @@
 //! - `interrupt`: a write of a number calls the handlers of ACPI's interrupt that many times, with
 //!   no event for any of them. A read returns the shortest time of a call, in nanoseconds. (The
 //!   time of the handlers' threads is not included.)
+//! - `u32`: a read returns four results of `get_random_u32()`, in hexadecimal.
 //! - `poke`: a write of "ADDRESS VALUE" writes a 32-bit word to a physical address that is not RAM.
 //! - `watch`: a write of "ID COUNTER CHANGES", two physical addresses and a number, compares the
 //!   counter until it has changed that often, and the ID at each change. A read returns how many
@@ -599,6 +600,8 @@ struct VmForks {
     #[pin]
     _notify: File<()>,
     #[pin]
+    _u32: File<()>,
+    #[pin]
     _poke: File<()>,
     #[pin]
     _watch: File<()>,
@@ -662,6 +665,17 @@ impl kernel::InPlaceModule for VmForks {
                 c"notify",
                 (),
                 &|(): &(), reader: &mut UserSliceReader| notify(reader),
+            ),
+            _u32 <- dir.read_callback_file(
+                c"u32",
+                (),
+                &|(): &(), f: &mut fmt::Formatter<'_>| {
+                    for _ in 0..4 {
+                        // SAFETY: To be called from anywhere.
+                        write!(f, "{:08x}", unsafe { bindings::get_random_u32() })?;
+                    }
+                    writeln!(f)
+                },
             ),
             _poke <- dir.write_callback_file(
                 c"poke",

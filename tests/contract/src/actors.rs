@@ -4,6 +4,7 @@
 //! to them.
 
 pub mod atonce;
+pub mod consumers;
 pub mod contend;
 pub mod cost;
 pub mod faults;

@@ -21,6 +21,7 @@ use rustix::{
 use std::{
     ffi::c_void,
     io,
+    ops::Range,
     os::fd::{AsRawFd, OwnedFd},
     ptr,
     sync::{
@@ -295,6 +296,9 @@ pub fn credit(seed: &[u8; 32]) -> Result<()> {
 /// `getrandom` of the vDSO, which computes random bytes in the process: `lib/vdso/getrandom.c`. The
 /// C library that this program is linked with does not use it.
 pub struct VdsoRandom {
+    /// The addresses of the vDSO, and those of this function.
+    pub image: Range<usize>,
+    pub function: Range<usize>,
     call: VdsoGetrandom,
     state: *mut c_void,
     size: usize,
@@ -314,10 +318,15 @@ impl VdsoRandom {
         let image = unsafe { std::slice::from_raw_parts(start as *const u8, end - start) };
         let image = object::read::elf::ElfFile64::<object::Endianness>::parse(image)?;
         let mut symbols = image.dynamic_symbols();
-        let symbol = symbols.find(|symbol| symbol.name() == Ok("__vdso_getrandom"));
+        let name = match cfg!(target_arch = "aarch64") {
+            true => "__kernel_getrandom",
+            false => "__vdso_getrandom",
+        };
+        let symbol = symbols.find(|symbol| symbol.name() == Ok(name));
         let symbol = symbol.context("the vDSO has no getrandom")?;
+        let function = start + symbol.address() as usize;
         // SAFETY: This is the function of the vDSO that has this type.
-        let call: VdsoGetrandom = unsafe { std::mem::transmute(start + symbol.address() as usize) };
+        let call: VdsoGetrandom = unsafe { std::mem::transmute(function) };
 
         // `struct vgetrandom_opaque_params`: the state's size, and how to map it.
         let mut params = [0u32; 16];
@@ -338,7 +347,13 @@ impl VdsoRandom {
             unsafe { libc::mmap(ptr::null_mut(), page(), prot as i32, flags as i32, -1, 0) };
         anyhow::ensure!(state != libc::MAP_FAILED, "the state cannot be mapped");
         let size = size as usize;
-        Ok(Self { call, state, size })
+        Ok(Self {
+            image: start..end,
+            function: function..function + symbol.size() as usize,
+            call,
+            state,
+            size,
+        })
     }
 
     /// Fills `bytes`.

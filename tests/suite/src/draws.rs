@@ -99,6 +99,22 @@ impl Same {
         }
         same
     }
+
+    /// How many draws of the kernel's own 32-bit numbers have a number in common with the same draw of
+    /// the other clone. (Of 128 bits each, one number can be the same.)
+    pub fn words(one: &Draws, other: &Draws) -> usize {
+        let words = |bytes: &str| -> Option<Vec<String>> {
+            let digits = bytes.strip_suffix(" u32")?.as_bytes();
+            let words = digits.chunks(8).map(String::from_utf8_lossy);
+            Some(words.map(String::from).collect())
+        };
+        let pairs = one.all().zip(other.all());
+        let alike = pairs.filter(|((_, one), (_, other))| {
+            let both = words(one).zip(words(other));
+            both.is_some_and(|(one, other)| one.iter().zip(other).any(|(a, b)| *a == b))
+        });
+        alike.count()
+    }
 }
 
 impl fmt::Display for Same {

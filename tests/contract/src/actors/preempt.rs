@@ -6,7 +6,10 @@
 
 use crate::{
     NODE,
-    actors::warm::{self, draw},
+    actors::{
+        consumers::{Consumer, Consumers},
+        warm::{self, draw},
+    },
     sys,
 };
 use anyhow::Context;
@@ -45,16 +48,15 @@ pub struct Args {
     /// Wait until the counter is at least this
     #[arg(long)]
     until: u32,
-    /// Do not read the device before the draws
+    /// Do not read the device before the draws, and draw by each consumer of the kernel's generator in
+    /// turn. With the counter UNTIL + 2 N, or one more, the consumer number N is the first. While the
+    /// process waits, it draws from the vDSO
     #[arg(long)]
     no_barrier: bool,
     /// Look at the counter by reading the device, and not at the mapped page; the read that returns
     /// the new counter is the barrier
     #[arg(long, conflicts_with = "no_barrier")]
     by_read: bool,
-    /// Draw from the vDSO, with a key that the process has held since before
-    #[arg(long)]
-    vdso: bool,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
@@ -62,36 +64,51 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let map = sys::Map::readonly(&file).context("mmap")?;
     let read = || sys::read(&file).context("read");
     let mut draws = warm::Record::new(&args.out, args.count)?;
-    let mut vdso = args.vdso.then(sys::VdsoRandom::new).transpose()?;
-    let mut draw = |bytes: &mut [u8]| match &mut vdso {
-        Some(vdso) => vdso.draw(bytes),
-        None => draw(bytes),
-    };
-    // After one draw, the vDSO has a key.
-    draw(&mut [0; 16])?;
+    let mut consumers = args.no_barrier.then(Consumers::new).transpose()?;
     warm::pin(args.cpu)?;
     sys::set_fifo(PRIORITY).context("SCHED_FIFO")?;
 
-    println!("waiting from {} on", read()?);
-    loop {
-        thread::sleep(NAP);
+    print!("waiting from {} on", read()?);
+    if let Some(Consumers { vdso, .. }) = &consumers {
+        print!("; vDSO {:x?}, getrandom {:x?}", vdso.image, vdso.function);
+    }
+    println!();
+    let mut last = [0; 16];
+    let mut turn = 0;
+    let value = loop {
         let value = if args.by_read { read()? } else { map.load(0) };
         if value >= args.until {
-            break;
+            break value;
         }
-    }
+        turn += 1;
+        match &mut consumers {
+            // Where the snapshot was taken in this draw, it began before the restore. It is not one
+            // of those that are written down.
+            Some(consumers) if turn % 2 == 0 => consumers.draw(Consumer::Vdso, &mut last)?,
+            _ => thread::sleep(NAP),
+        }
+    };
     let start = sys::now();
     let barrier = !args.no_barrier && !args.by_read;
     // The barrier is over when read() has returned the new counter.
     while barrier && read()? < args.until {}
+    let first = (value - args.until) as usize / 2;
+    let consumer = |n: usize| match args.no_barrier {
+        true => Consumer::ALL[(first + n / STRETCH) % Consumer::ALL.len()],
+        false => Consumer::Getrandom,
+    };
     for (n, (time, bytes)) in draws.iter_mut().enumerate() {
         if n > 0 && n % STRETCH == 0 {
             thread::sleep(rest(n / STRETCH));
         }
-        draw(bytes)?;
+        match &mut consumers {
+            Some(consumers) => consumers.draw(consumer(n), bytes)?,
+            None => draw(bytes)?,
+        }
         *time = sys::now() - start;
     }
-    draws.write()
+    println!("last {}", warm::hex(&last));
+    draws.write(|n| consumer(n).name())
 }
 
 /// Prints the time of 1,000 draws of 16 bytes from the vDSO, then by system calls, in nanoseconds.

@@ -305,7 +305,7 @@ pub fn draws(args: &Draws) -> anyhow::Result<()> {
         }
         *time = sys::now() - start;
     }
-    draws.write()
+    draws.write(|_| "getrandom")
 }
 
 /// The draws of a process: nanoseconds since the change was seen, and 16 bytes. The memory and the
@@ -334,10 +334,10 @@ impl<'a> Record<'a> {
         self.draws.iter_mut()
     }
 
-    /// Writes all draws at once, since the host waits for the file.
-    pub fn write(mut self) -> anyhow::Result<()> {
-        let draws = self.draws.iter();
-        let lines = draws.map(|(time, bytes)| format!("{time} {}\n", hex(bytes)));
+    /// Writes all draws at once, since the host waits for the file. `name` says where a draw is from.
+    pub fn write(mut self, name: impl Fn(usize) -> &'static str) -> anyhow::Result<()> {
+        let draws = self.draws.iter().enumerate();
+        let lines = draws.map(|(n, (time, bytes))| format!("{time} {} {}\n", hex(bytes), name(n)));
         self.out.write_all(lines.collect::<String>().as_bytes())?;
         // The file is whole once it has its name.
         std::fs::rename(&self.part, self.path).context("rename")
