@@ -10,7 +10,9 @@ mod promises;
 mod sys;
 mod wait;
 
-use actors::{atonce, contend, cost, faults, preempt, spin, steps, stream, stress, warm};
+use actors::{
+    atonce, consumers, contend, cost, faults, preempt, spin, steps, stream, stress, warm,
+};
 use anyhow::Context;
 use clap::Parser;
 use std::{io::Read, process::ExitCode, time::Duration};
@@ -29,7 +31,11 @@ enum Program {
         node: String,
     },
     /// Print how often the kernel's generator has been reseeded, for whatever reason
-    Reseeds,
+    Reseeds {
+        /// Instead, in so many draws of 16 bytes, and the most in one of them
+        #[arg(long)]
+        draws: Option<u32>,
+    },
     /// Credit the kernel's generator with 32 bytes of standard input, as a machine with a source of
     /// entropy does, and wait until it is initialized
     Seed,
@@ -58,6 +64,8 @@ enum Program {
     /// Sleep as a real-time process; when the counter changes, draw from the
     /// kernel again and again
     Preempt(preempt::Args),
+    /// Draw from the kernel in every way, without end
+    Consumers(consumers::Args),
     /// Print how many nanoseconds 1,000 draws from the vDSO take, and 1,000 by system calls
     Vdso,
     /// Sleep until the counter changes, and write down what happens then
@@ -118,7 +126,7 @@ fn main() -> ExitCode {
     let result = match Program::parse() {
         Program::Counter => counter(),
         Program::Peek { node } => peek(&node),
-        Program::Reseeds => sys::reseeds().map(|reseeds| println!("{reseeds}")),
+        Program::Reseeds { draws } => reseeds(draws),
         Program::Seed => seed(),
         Program::List { changes, sysgenid } => {
             let list = match (changes, sysgenid) {
@@ -137,6 +145,7 @@ fn main() -> ExitCode {
         Program::Warm(args) => warm::run(&args),
         Program::Draws(args) => warm::draws(&args),
         Program::Preempt(args) => preempt::run(&args),
+        Program::Consumers(args) => consumers::run(&args),
         Program::Vdso => preempt::vdso(),
         Program::Wait(args) => wait::run(args),
         Program::Stream(args) => stream::run(&args),
@@ -173,6 +182,23 @@ fn counter() -> anyhow::Result<()> {
     let mapped = sys::Map::readonly(&file).context("mmap")?;
     let read = sys::read(&file).context("read")?;
     println!("read {read}, mapped {}", mapped.load(0));
+    Ok(())
+}
+
+fn reseeds(draws: Option<u32>) -> anyhow::Result<()> {
+    let start = sys::reseeds()?;
+    let Some(draws) = draws else {
+        println!("{start}");
+        return Ok(());
+    };
+    let (mut before, mut most) = (start, 0);
+    for _ in 0..draws {
+        warm::draw(&mut [0; 16])?;
+        let now = sys::reseeds()?;
+        most = most.max(now - before);
+        before = now;
+    }
+    println!("{} {most}", before - start);
     Ok(())
 }
 

@@ -378,7 +378,7 @@ fn restore(warm: &Warm, name: &str, moment: &Moment, tally: &mut Tally) -> Resul
 }
 
 /// A random time that is not longer than `limit`.
-fn random(limit: Duration) -> Result<Duration> {
+pub fn random(limit: Duration) -> Result<Duration> {
     let mut bytes = [0; 4];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     Ok(limit.mul_f64(f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX)))

@@ -28,6 +28,7 @@ mod microvm;
 mod notifications;
 mod notifiers;
 mod on;
+pub mod pairs;
 mod poll;
 mod promises;
 mod python;
@@ -84,7 +85,7 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
     }
     // Some tests spend most of their time waiting, so three run at a time.
     args.test_threads = args.test_threads.or(Some(3));
-    let tables: [&[Test]; 31] = [
+    let tables: [&[Test]; 32] = [
         age::TESTS,
         awslc::TESTS,
         checkers::TESTS,
@@ -106,6 +107,7 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
         matrix::TESTS,
         microvm::TESTS,
         notifiers::TESTS,
+        pairs::TESTS,
         poll::TESTS,
         python::TESTS,
         qemu::TESTS,

@@ -18,7 +18,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 const LOG: &str = "/tmp/warm";
 
 /// The number of words before the counts of looks, as in the guest's program.
-const MARK: usize = 8;
+pub const MARK: usize = 8;
 
 /// A guest and its lookers: the processes that observe the counter.
 pub struct Warm {
@@ -28,10 +28,10 @@ pub struct Warm {
 }
 
 /// The page on which the lookers count their looks.
-struct Board {
+pub struct Board {
     /// Its virtual address, which is the same in all lookers.
-    address: u64,
-    mark: Vec<u32>,
+    pub address: u64,
+    pub mark: Vec<u32>,
     /// Its guest physical address, once that is known.
     physical: Option<u64>,
 }

@@ -2,9 +2,20 @@
 
 //! The ways to draw from the kernel's generator. None of them needs a device.
 
-use crate::{actors::warm, sys};
+use crate::{
+    actors::warm::{self, Board, MARK},
+    sys,
+};
 use anyhow::{Context, ensure};
 use rustix::fd::OwnedFd;
+use std::{
+    sync::atomic::{
+        Ordering::{Relaxed, SeqCst},
+        compiler_fence,
+    },
+    thread,
+    time::Duration,
+};
 
 /// One of these ways.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -90,9 +101,66 @@ fn digits(file: &OwnedFd, bytes: &mut [u8; 16]) -> anyhow::Result<()> {
     let mut count = 0;
     for digit in digits {
         let byte = bytes.get_mut(count / 2).context("too many digits")?;
-        *byte = *byte << 4 | digit as u8;
+        *byte = (*byte << 4) | digit as u8;
         count += 1;
     }
     ensure!(count == 32, "{count} digits");
+    Ok(())
+}
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// How many processors the machine has: a thread for each
+    #[arg(long)]
+    cpus: usize,
+}
+
+/// How many draws of each thread are kept.
+const RING: usize = 1 << 16;
+
+/// How many words a draw has.
+const WORDS: usize = 4;
+
+/// Draws without end, by each consumer in turn, on each processor. Knows nothing of restores: it prints
+/// where the host finds its memory. There each thread notes the number of the draws that it has begun,
+/// and what it has drawn.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    // The tests' own programs come first.
+    rustix::process::nice(19).context("nice")?;
+    let len = sys::page() + args.cpus * RING * WORDS * 4;
+    let board = Board::new(len)?;
+    // The host finds only pages that are there.
+    for word in MARK..len / 4 {
+        board.0.word(word).store(0, Relaxed);
+    }
+    let one = |cpu: usize| -> anyhow::Result<()> {
+        warm::pin(cpu)?;
+        let mut consumers = Consumers::new()?;
+        let begun = board.0.word(MARK + cpu);
+        let ring = sys::page() / 4 + cpu * RING * WORDS;
+        for (n, consumer) in (0..).zip(Consumer::ALL.into_iter().cycle()) {
+            let mut bytes = [0; 4 * WORDS];
+            begun.store(n as u32 + 1, Relaxed);
+            compiler_fence(SeqCst);
+            consumers.draw(consumer, &mut bytes)?;
+            for (word, bytes) in bytes.chunks_exact(4).enumerate() {
+                let place = ring + n % RING * WORDS + word;
+                let bytes = u32::from_ne_bytes(bytes.try_into()?);
+                board.0.word(place).store(bytes, Relaxed);
+            }
+            compiler_fence(SeqCst);
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let one = &one;
+        for cpu in 0..args.cpus {
+            scope.spawn(move || warm::end_all(one(cpu)));
+        }
+        while (0..args.cpus).any(|cpu| board.0.load(MARK + cpu) == 0) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        println!("board {}", board.describe());
+    });
     Ok(())
 }

@@ -41,15 +41,15 @@ pub struct Args {
     cpus: usize,
 }
 
-/// A page that all lookers share, and that the host can find in the guest's memory: a mark of
-/// random words, then the number of looks of each looker.
-struct Board(sys::Map);
+/// Memory that all lookers share, and that the host can find in the guest's: a mark of random words,
+/// then the number of looks of each looker.
+pub struct Board(pub sys::Map);
 
-const MARK: usize = 8;
+pub const MARK: usize = 8;
 
 impl Board {
-    fn new() -> anyhow::Result<Self> {
-        let board = Self(sys::Map::shared(sys::page()).context("mmap")?);
+    pub fn new(len: usize) -> anyhow::Result<Self> {
+        let board = Self(sys::Map::shared(len).context("mmap")?);
         let mut mark = [0; 4 * MARK];
         draw(&mut mark)?;
         for (n, bytes) in mark.chunks_exact(4).enumerate() {
@@ -59,8 +59,8 @@ impl Board {
         Ok(board)
     }
 
-    /// The address and the content of the page, for the host.
-    fn describe(&self) -> String {
+    /// The address and the mark, for the host.
+    pub fn describe(&self) -> String {
         let mark: Vec<_> = (0..MARK)
             .map(|n| format!("{:08x}", self.0.load(n)))
             .collect();
@@ -183,7 +183,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     rustix::process::nice(19).context("nice")?;
     let file = sys::open(NODE).with_context(|| format!("open {NODE}"))?;
     let map = sys::Map::readonly(&file).context("mmap")?;
-    let board = Board::new()?;
+    let board = Board::new(sys::page())?;
     let mut options = OpenOptions::new();
     let options = options.create(true).append(true);
     let looker = |name: String, place: usize| -> anyhow::Result<Looker> {
@@ -232,7 +232,7 @@ pub fn pin(cpu: usize) -> anyhow::Result<()> {
     sched_setaffinity(None, &set).context("sched_setaffinity")
 }
 
-fn end_all(result: anyhow::Result<()>) -> ! {
+pub fn end_all(result: anyhow::Result<()>) -> ! {
     if let Err(err) = result {
         println!("{err:#}");
     }
