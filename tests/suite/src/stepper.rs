@@ -468,10 +468,13 @@ impl Original {
     /// The same, where a script runs beside the processes.
     fn boot_beside(context: &Context, options: Options, look: Look, script: &str) -> Result<Self> {
         let counter = 42;
-        let options = Options {
+        let mut options = Options {
             genctr: Some(counter),
             ..options
         };
+        // While a CPU is stepped, the others stand still, and the clock runs. This is no stall.
+        let no_stall = "rcupdate.rcu_cpu_stall_suppress=1";
+        options.append.push(no_stall.into());
         let cpus = usize::from(options.smp());
         let vm = vmforks::boot(context, options)?;
         let rdrand = vm.shell("grep -cw rdrand /proc/cpuinfo || true")?;
