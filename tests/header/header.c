@@ -6,6 +6,7 @@
 #include "vmgenid.h"
 
 #include <stdlib.h>
+#include <sys/random.h>
 
 #if VMGENID_VERSION < VMGENID_MAKE_VERSION(0, 1, 0) || VMGENID_VERSION >= VMGENID_MAKE_VERSION(1, 0, 0)
 #error "the macros are not those of version 0"
@@ -165,6 +166,25 @@ static void barrier_at_the_next_change(void)
 	vmgenid_close(&v);
 }
 
+/* Not a test: draws, and reads the time by the vDSO, which has to go on. */
+static void draw_for_a_second(void)
+{
+	struct timespec before, now;
+	unsigned char bytes[2][16];
+	time_t end = 0;
+
+	do {
+		same(clock_gettime(CLOCK_MONOTONIC, &before), 0);
+		same(getrandom(bytes[0], 16, 0), 16);
+		same(getrandom(bytes[1], 16, 0), 16);
+		same(!memcmp(bytes[0], bytes[1], 16), 0);
+		same(clock_gettime(CLOCK_MONOTONIC, &now), 0);
+		same(now.tv_sec > before.tv_sec || now.tv_nsec > before.tv_nsec, 1);
+		end = end ? end : now.tv_sec + 2;
+	} while (now.tv_sec < end);
+	printf("%zu bits\n", 8 * sizeof(void *));
+}
+
 int main(int argc, char **argv)
 {
 	static const struct {
@@ -182,6 +202,10 @@ int main(int argc, char **argv)
 
 	if (argc == 2 && !strcmp(argv[1], "--barrier")) {
 		barrier_at_the_next_change();
+		return 0;
+	}
+	if (argc == 2 && !strcmp(argv[1], "--draw")) {
+		draw_for_a_second();
 		return 0;
 	}
 	for (i = 0; i < sizeof(tests) / sizeof(*tests); i++) {

@@ -25,6 +25,8 @@
 //!   time of the handlers' threads is not included.)
 //! - `u32`: a read returns four results of `get_random_u32()`, in hexadecimal.
 //! - `poke`: a write of "ADDRESS VALUE" writes a 32-bit word to a physical address that is not RAM.
+//! - `churn`: a write of "ADDRESS MILLISECONDS" adds 1 to such a word again and again, for that long. A
+//!   read returns how often.
 //! - `watch`: a write of "ID COUNTER CHANGES", two physical addresses and a number, compares the
 //!   counter until it has changed that often, and the ID at each change. A read returns how many
 //!   changes there were (0 from its start on), and at how many of them the ID was still the old
@@ -236,6 +238,25 @@ impl<const N: usize> Drop for Words<N> {
 fn poke(reader: &mut UserSliceReader) -> Result {
     let [address, value] = numbers(reader)?;
     Words::<1>::at(address)?.store(0, value.try_into().map_err(|_| EINVAL)?);
+    Ok(())
+}
+
+/// How often `churn` has changed the word.
+static CHURNED: Atomic<u32> = Atomic::new(0);
+
+fn churn(reader: &mut UserSliceReader) -> Result {
+    let [address, milliseconds] = numbers(reader)?;
+    let word = Words::<1>::at(address)?;
+    let until = now() + milliseconds as i64 * 1_000_000;
+    let [mut value] = word.load();
+    CHURNED.store(0, Relaxed);
+    while now() < until {
+        for _ in 0..1000 {
+            value = value.wrapping_add(1);
+            word.store(0, value);
+        }
+        CHURNED.fetch_add(1000, Relaxed);
+    }
     Ok(())
 }
 
@@ -604,6 +625,8 @@ struct VmForks {
     #[pin]
     _poke: File<()>,
     #[pin]
+    _churn: File<()>,
+    #[pin]
     _watch: File<()>,
     #[pin]
     _canary: File<()>,
@@ -681,6 +704,12 @@ impl kernel::InPlaceModule for VmForks {
                 c"poke",
                 (),
                 &|(): &(), reader: &mut UserSliceReader| poke(reader),
+            ),
+            _churn <- dir.read_write_callback_file(
+                c"churn",
+                (),
+                &|(): &(), f: &mut fmt::Formatter<'_>| writeln!(f, "{}", CHURNED.load(Relaxed)),
+                &|(): &(), reader: &mut UserSliceReader| churn(reader),
             ),
             _watch <- dir.read_write_callback_file(
                 c"watch",

@@ -26,6 +26,8 @@ use harness::Options;
 use rows::{Outcome, SECOND};
 use table::Tables;
 
+pub use table::id;
+
 tests! {
     all_of_addr_at_boot [NotBuiltin]
     all_others_at_boot [NotBuiltin]
@@ -57,6 +59,16 @@ pub fn plain(context: &Context) -> Result<(Tables, Options)> {
     let mut options = Machine::Pc.options();
     tables.give_to(&mut options);
     options.no_module = false;
+    Ok((tables, options))
+}
+
+/// The options of a guest that has devices with these objects, in which the names of addresses are those
+/// of tests/suite/src/firmware/table.rs. The caller keeps the tables until the guest has booted.
+pub fn with(context: &Context, asl: &[&str]) -> Result<(Tables, Options)> {
+    let rows = asl.iter().map(|&asl| rows::row(asl, asl, Outcome::Various));
+    let tables = Tables::compile(context, &rows.collect::<Vec<_>>())?;
+    let mut options = Machine::Pc.options();
+    tables.give_to(&mut options);
     Ok((tables, options))
 }
 

@@ -38,6 +38,7 @@ mod reports;
 mod reseeds;
 mod results;
 mod samples;
+mod series;
 mod shared;
 mod sleep;
 mod starved;
@@ -85,7 +86,7 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
     }
     // Some tests spend most of their time waiting, so three run at a time.
     args.test_threads = args.test_threads.or(Some(3));
-    let tables: [&[Test]; 32] = [
+    let tables: [&[Test]; 33] = [
         age::TESTS,
         awslc::TESTS,
         checkers::TESTS,
@@ -103,6 +104,7 @@ fn suite(mut args: Arguments) -> Result<ExitCode> {
         kunit::TESTS,
         library::TESTS,
         samples::TESTS,
+        series::TESTS,
         lifecycle::TESTS,
         matrix::TESTS,
         microvm::TESTS,

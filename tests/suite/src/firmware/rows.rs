@@ -780,7 +780,7 @@ pub fn reseeds(wrong: &str) -> Outcome {
     )))
 }
 
-fn row(name: impl Into<String>, asl: impl Into<String>, outcome: Outcome) -> Row {
+pub fn row(name: impl Into<String>, asl: impl Into<String>, outcome: Outcome) -> Row {
     Row {
         name: name.into(),
         names: NAMES,

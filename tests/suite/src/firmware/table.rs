@@ -42,6 +42,11 @@ fn base(n: usize) -> u64 {
     memory + n as u64 * SHARE
 }
 
+/// The address of row `n`'s ID, where that is sound.
+pub fn id(n: usize) -> u64 {
+    base(n) + ID_OFFSET
+}
+
 /// The table of row `n`. In a row's ASL, `<id>` and `<page>` are the addresses of its own memory,
 /// which the device fills in before the system evaluates the objects. `<rounds>` is 10,000 in the
 /// tiny kernel, and 400 in slow ones: each evaluation of an object executes all of them.
@@ -109,7 +114,7 @@ fn value(token: &str, n: usize) -> Option<String> {
         "rounds" => return Some(scaled(scaled(10_000)).to_string()),
         "sound id" => base(0) + ID_OFFSET,
         "sound page" => base(0) + 0x1000,
-        "id" => base(n) + ID_OFFSET,
+        "id" => id(n),
         "page" => base(n) + 0x1000,
         "base" => base(n),
         "bar" => BAR,
