@@ -92,7 +92,7 @@ distclean:
 	rm -rf out
 
 # The other commands, each a script.
-demo check docs soak stepper bench deb test-debian mutants prune:
+demo check docs soak stepper pairs bench deb test-debian mutants prune:
 	@scripts/$@
 
 help:
@@ -114,6 +114,8 @@ help:
 	@echo  '                    unloading under load (SOAK=MINUTES)'
 	@echo  '  stepper         - snapshots at every instruction of a reseed, two clones of each; writes'
 	@echo  '                    out/stepper.md (hours)'
+	@echo  '  pairs           - snapshots at random moments of Linux, Linux with this module and Linux with'
+	@echo  '                    patches/linux, two clones of each (N=1000); writes Documentation/bench'
 	@echo  '  mutants         - break one line of the driver or of the QEMU series after the other: a'
 	@echo  '                    test has to notice each'
 	@echo  '  bench           - measure the driver beside its peers; writes Documentation/bench'
@@ -127,4 +129,4 @@ help:
 	@echo  '  distclean       - clean, and remove out/'
 	@echo  '  KERNEL=NAME     - of vm, prepare, test: tests/kernel/NAME.config [$(KERNEL)]'
 
-.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-demo prepare-qemu prepare-kernel prepare-debian-kernel vm demo docs test test-debug test-arm64 test-debian deb soak stepper mutants bench check prune distclean help
+.PHONY: modules modules_install clean rust-analyzer kdir-has-rust prepare prepare-demo prepare-qemu prepare-kernel prepare-debian-kernel vm demo docs test test-debug test-arm64 test-debian deb soak stepper pairs mutants bench check prune distclean help

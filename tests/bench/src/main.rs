@@ -9,6 +9,7 @@
 
 mod early;
 mod growth;
+mod pairs;
 mod pictures;
 mod report;
 mod sizes;
@@ -38,7 +39,7 @@ struct Cli {
     #[arg(long)]
     out: PathBuf,
     /// Which driver that is, for the results
-    #[arg(long)]
+    #[arg(long, default_value = "")]
     driver: String,
     /// Measure nothing, but make the table and the pictures of the results in there
     #[arg(long, group = "parts")]
@@ -56,6 +57,9 @@ struct Cli {
     /// nothing; the kernel is that of VMGENID_KERNEL
     #[arg(long, group = "parts")]
     print_calls: bool,
+    /// Take pairs of clones until there are N with patches/linux, for pairs.md, and nothing else
+    #[arg(long, value_name = "N", group = "parts")]
+    pairs: Option<u32>,
     /// How many restores of each process in each guest show how early the reseed comes
     #[arg(long, value_name = "N", default_value_t = 101, value_parser = clap::value_parser!(u32).range(2..))]
     restores: u32,
@@ -111,6 +115,12 @@ fn main() -> ExitCode {
     let run = || -> Result<()> {
         if cli.print_calls {
             return print_calls(&Context::new()?);
+        }
+        if let Some(count) = cli.pairs {
+            harness::interrupt::catch()?;
+            let context = Context::new()?;
+            pairs::measure(&context, count, &cli.out)?;
+            return context.reports.judge(Ok(()));
         }
         let keeps = cli.again || cli.only_calls || cli.only_early || cli.keep_early;
         let mut report = match keeps {

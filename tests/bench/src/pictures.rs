@@ -4,6 +4,7 @@
 
 use super::{
     early::{self, Sum},
+    pairs::{RESEEDS, Results},
     report::{BIN, Report, number},
     save,
 };
@@ -13,6 +14,7 @@ use plotters::{
     style::text_anchor::{HPos, Pos, VPos},
 };
 use std::path::Path;
+use suite::pairs::CONSUMERS;
 
 const SIZE: (u32, u32) = (900, 420);
 const OURS: RGBColor = RGBColor(0x1b, 0x6c, 0xa8);
@@ -37,21 +39,22 @@ const BARS: [(&str, &str); 7] = [
 ];
 
 pub fn draw(report: &Report, folder: &Path) -> Result<()> {
-    let draw = |name: &str, picture: &dyn Fn(&Root) -> Result<()>| -> Result<()> {
-        let mut svg = String::new();
-        {
-            let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-            root.fill(&WHITE).map_err(plot)?;
-            picture(&root)?;
-            root.present().map_err(plot)?;
-        }
-        let licence = "<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n";
-        save(&folder.join(name), &format!("{licence}{svg}\n"))
-    };
-    draw("calls.svg", &|root| calls(report, root))?;
-    draw("restore.svg", &|root| timelines(report, root))?;
-    draw("draws.svg", &|root| draws(report, root))?;
-    draw("early.svg", &|root| reseeds(report, root))
+    write(folder, "calls.svg", |root| calls(report, root))?;
+    write(folder, "restore.svg", |root| timelines(report, root))?;
+    write(folder, "draws.svg", |root| draws(report, root))?;
+    write(folder, "early.svg", |root| reseeds(report, root))
+}
+
+fn write(folder: &Path, name: &str, picture: impl Fn(&Root) -> Result<()>) -> Result<()> {
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        root.fill(&WHITE).map_err(plot)?;
+        picture(&root)?;
+        root.present().map_err(plot)?;
+    }
+    let licence = "<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n";
+    save(&folder.join(name), &format!("{licence}{svg}\n"))
 }
 
 type Root<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
@@ -311,6 +314,63 @@ fn reseeds(report: &Report, root: &Root) -> Result<()> {
             .background_style(WHITE)
             .draw()
             .map_err(plot)?;
+    }
+    Ok(())
+}
+
+/// The picture of `make pairs`: for what reseeds, the share of the pairs of clones in which a draw of a
+/// consumer was alike.
+pub fn pairs(results: &Results, folder: &Path) -> Result<()> {
+    write(folder, "pairs.svg", |root| shares(results, root))
+}
+
+fn shares(results: &Results, root: &Root) -> Result<()> {
+    let title =
+        "Pairs of clones in which a draw was alike: a snapshot at a random moment, two restores";
+    let root = root.titled(title, ("sans-serif", 20)).map_err(plot)?;
+    let panels = root.split_evenly((1, RESEEDS.len()));
+    for (panel, (_, name, _)) in panels.iter().zip(RESEEDS) {
+        let sum = results.sum(name);
+        let mut chart = ChartBuilder::on(panel)
+            .caption(format!("{name}: {} pairs", sum.pairs), ("sans-serif", 15))
+            .margin(8)
+            .x_label_area_size(40)
+            .y_label_area_size(44)
+            .build_cartesian_2d(0f64..CONSUMERS.len() as f64, 0f64..1.05)
+            .map_err(plot)?;
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .x_labels(0)
+            .y_label_formatter(&|share| format!("{:.0} %", 100.0 * share))
+            .light_line_style(TRANSPARENT)
+            .draw()
+            .map_err(plot)?;
+        let colour = if sum.alike.iter().all(|&pairs| pairs == 0) {
+            OURS
+        } else {
+            WITHOUT
+        };
+        let (mut bars, mut texts) = (Vec::new(), Vec::new());
+        for (n, alike) in sum.alike.into_iter().enumerate() {
+            let share = f64::from(alike) / f64::from(sum.pairs.max(1));
+            let middle = n as f64 + 0.5;
+            let bar = [(middle - 0.3, 0.0), (middle + 0.3, share)];
+            bars.push(Rectangle::new(bar, colour.filled()));
+            texts.push(Text::new(
+                alike.to_string(),
+                (middle, share + 0.01),
+                centred(13),
+            ));
+        }
+        chart.draw_series(bars).map_err(plot)?;
+        chart.draw_series(texts).map_err(plot)?;
+        // Below the axis, in the picture's own pixels.
+        for (n, name) in CONSUMERS.into_iter().enumerate() {
+            let (x, y) = chart.backend_coord(&(n as f64 + 0.5, 0.0));
+            root.draw(&Text::new(name, (x, y - 5), centred(11)))
+                .map_err(plot)?;
+        }
     }
     Ok(())
 }
