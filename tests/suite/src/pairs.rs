@@ -8,8 +8,8 @@
 
 use crate::{
     clones::random,
-    context::{Context, await_random, genctr, wait},
-    tests,
+    context::{Context, genctr, wait},
+    tests, vmforks,
     warm::{Board, MARK},
 };
 use anyhow::{Context as _, Result, bail, ensure};
@@ -69,47 +69,31 @@ pub struct Guest {
 
 /// Boots a guest for [`Guest::start`], with these kernel parameters.
 pub fn boot(context: &Context, reseeds: Reseeds, cpus: u16, append: &[&str]) -> Result<Vm> {
-    let name = match reseeds {
-        Reseeds::Series => kernel::SERIES,
-        _ => "tiny",
-    };
-    let built = context.top.join("out").join(name);
-    let add = |host: PathBuf, guest: &str| Add {
-        host,
-        guest: guest.into(),
-    };
-    let mut options = Options {
-        kernel: Some(name.into()),
-        smp: Some(cpus),
-        no_module: true,
-        add: vec![add(built.join("vmforks.ko"), "/vmforks.ko")],
-        // As in the matrix: the TSC jumps at a restore, and QEMU can end with a HPET.
-        append: [&["tsc=unstable hpet=disable"], append]
-            .concat()
-            .into_iter()
-            .map(String::from)
-            .collect(),
-        ..genctr(FIRST)
-    };
-    let driver = match reseeds {
+    let (name, driver) = match reseeds {
         Reseeds::Mainline => {
             let kernel = context.host.link("kernel-tiny");
-            Some(kernel.join("build/drivers/virt/vmgenid.ko"))
+            ("tiny", Some(kernel.join("build/drivers/virt/vmgenid.ko")))
         }
-        Reseeds::Module => Some(built.join("vmgenid.ko")),
-        Reseeds::Series => None,
+        Reseeds::Module => ("tiny", Some(context.top.join("out/tiny/vmgenid.ko"))),
+        Reseeds::Series => (kernel::SERIES, None),
     };
-    let mut load = String::from(
-        "grep -q ' /sys/kernel/debug ' /proc/mounts || mount -t debugfs debugfs /sys/kernel/debug; \
-             insmod /vmforks.ko",
-    );
-    if let Some(driver) = driver {
-        options.add.push(add(driver, "/driver.ko"));
-        load += " && insmod /driver.ko";
-    }
-    let vm = context.boot(options)?;
-    await_random(&vm)?;
-    vm.shell(&load)?;
+    // As in the matrix: the TSC jumps at a restore, and QEMU can end with a HPET.
+    let parameters = ["tsc=unstable", "hpet=disable"].iter().chain(append);
+    let driver = driver.map(|host| Add {
+        host,
+        guest: "/driver.ko".into(),
+    });
+    let options = Options {
+        kernel: Some(name.into()),
+        smp: Some(cpus),
+        memory: Some(128),
+        no_module: true,
+        append: parameters.map(|&more| more.into()).collect(),
+        add: driver.into_iter().collect(),
+        ..genctr(FIRST)
+    };
+    let vm = vmforks::boot(context, options)?;
+    vm.shell("! [ -e /driver.ko ] || insmod /driver.ko")?;
     Ok(vm)
 }
 
@@ -269,47 +253,42 @@ impl Pair {
     }
 }
 
-/// Takes pairs with one CPU and with two.
-fn pairs(context: &Context, reseeds: Reseeds, count: u32) -> Result<Vec<Pair>> {
-    let mut pairs = Vec::new();
-    let guests = [
-        boot(context, reseeds, 1, &[])?,
-        boot(context, reseeds, 2, &[])?,
-    ];
-    for vm in guests {
-        let mut guest = Guest::start(context, vm)?;
-        for _ in 0..count {
-            let pair = guest.pair()?;
-            eprintln!("{} CPUs: {:?}", guest.cpus, pair.alike);
-            pairs.push(pair);
-        }
-    }
-    Ok(pairs)
-}
-
-/// Expect that with patches/linux no draw by any consumer is equal in two clones, of those that began
-/// after the restore, for a process that knows nothing of the device.
-fn no_draw_is_equal_at_a_random_moment(context: &Context) -> Result<()> {
-    for pair in pairs(context, Reseeds::Series, 5)? {
+/// Expect that no draw of these pairs was alike.
+pub fn none_alike(guest: &mut Guest, pairs: u32) -> Result<()> {
+    for _ in 0..pairs {
+        let alike = guest.pair()?.alike;
         ensure!(
-            pair == Pair::default(),
-            "equal draws by {CONSUMERS:?}: {:?}",
-            pair.alike
+            alike == [0; CONSUMERS.len()],
+            "equal draws by {CONSUMERS:?}: {alike:?}"
         );
     }
     Ok(())
 }
 
-/// Expect that with the kernel's own driver each consumer draws the same in some pairs. So the test
-/// before this can fail.
-fn each_consumer_repeats_itself_at_a_random_moment(context: &Context) -> Result<()> {
-    let pairs = pairs(context, Reseeds::Mainline, 5)?;
-    for (n, consumer) in CONSUMERS.into_iter().enumerate() {
-        if pairs.iter().all(|pair| pair.alike[n] == 0) {
-            bail!("{consumer} draws nothing equal, so the test with the patches cannot fail");
-        }
+/// Expect that with patches/linux no draw by any consumer is equal in two clones, of those that began
+/// after the restore, for a process that knows nothing of the device.
+fn no_draw_is_equal_at_a_random_moment(context: &Context) -> Result<()> {
+    for cpus in [1, 2] {
+        let vm = boot(context, Reseeds::Series, cpus, &[])?;
+        none_alike(&mut Guest::start(context, vm)?, 5)?;
     }
     Ok(())
+}
+
+/// Expect that with the kernel's own driver each consumer draws the same in some pairs, on two CPUs: on
+/// one, the kernel handles the notification first. So the test before this can fail.
+fn each_consumer_repeats_itself_at_a_random_moment(context: &Context) -> Result<()> {
+    let vm = boot(context, Reseeds::Mainline, 2, &[])?;
+    let mut guest = Guest::start(context, vm)?;
+    let mut alike = [0; CONSUMERS.len()];
+    for _ in 0..20 {
+        let pair = guest.pair()?;
+        alike = std::array::from_fn(|n| alike[n] + pair.alike[n]);
+        if alike.iter().all(|&draws| draws > 0) {
+            return Ok(());
+        }
+    }
+    bail!("equal draws by {CONSUMERS:?}: {alike:?}, so the test with the patches cannot fail")
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::{
         Context, addresses, expect_reseeds, genctr, lines, no_splat, reseeds, settled_reseeds, wait,
     },
     firmware,
-    pairs::{self, CONSUMERS, Guest, Pair, Reseeds},
+    pairs::{self, Guest, Reseeds, none_alike},
     tests,
     vmforks::{self, Background, notify, poke},
 };
@@ -199,16 +199,4 @@ fn looks_at(vm: &Vm, id: u32) -> Result<()> {
 /// What the driver logs.
 fn about(vm: &Vm) -> Result<Vec<String>> {
     lines(vm, "dmesg | sed 's/^[^]]*] //' | grep '^vmgenid ' || true")
-}
-
-fn none_alike(guest: &mut Guest, pairs: u32) -> Result<()> {
-    for _ in 0..pairs {
-        let pair = guest.pair()?;
-        ensure!(
-            pair == Pair::default(),
-            "equal draws by {CONSUMERS:?}: {:?}",
-            pair.alike
-        );
-    }
-    Ok(())
 }

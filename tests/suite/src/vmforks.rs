@@ -12,8 +12,9 @@ const FOLDER: &str = "/sys/kernel/debug/vmforks";
 
 /// Boots a guest that has the test module, loaded.
 pub fn boot(context: &Context, mut options: Options) -> Result<Vm> {
+    let built = context.top.join("out").join(options.kernel());
     options.add.push(Add {
-        host: context.module("vmforks.ko"),
+        host: built.join("vmforks.ko"),
         guest: "/vmforks.ko".into(),
     });
     // Tests with many threads need more memory, above all with checkers.
