@@ -154,13 +154,14 @@ impl Guest {
             cpu_index: None,
         })?;
         ensure!(said.is_empty(), "loadvm: {said}");
-        // On a busy host, a guest that runs for a short time only handles its timer interrupts.
+        // On a busy host, a guest that runs for a short time only handles its timer interrupts. With four
+        // CPUs, this can last for minutes.
         let mut pause = Duration::from_millis(20);
         let start = Instant::now();
         let memory = loop {
             let time = start.elapsed();
             ensure!(
-                time < Duration::from_secs(60),
+                time < Duration::from_secs(600),
                 "a clone draws nothing for {time:?}"
             );
             self.resume()?;
