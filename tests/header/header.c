@@ -166,8 +166,8 @@ static void barrier_at_the_next_change(void)
 	vmgenid_close(&v);
 }
 
-/* Not a test: draws, and reads the time by the vDSO, which has to go on. */
-static void draw_for_a_second(void)
+/* Not a test: draws, and reads the time by the vDSO, which has to advance. */
+static void draw_for_two_seconds(void)
 {
 	struct timespec before, now;
 	unsigned char bytes[2][16];
@@ -205,7 +205,7 @@ int main(int argc, char **argv)
 		return 0;
 	}
 	if (argc == 2 && !strcmp(argv[1], "--draw")) {
-		draw_for_a_second();
+		draw_for_two_seconds();
 		return 0;
 	}
 	for (i = 0; i < sizeof(tests) / sizeof(*tests); i++) {
