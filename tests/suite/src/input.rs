@@ -17,7 +17,7 @@ use harness::{Options, Vm, kernel};
 use std::collections::BTreeSet;
 
 tests! {
-    vmgenid_falls_back_where_dev_random_is_another_thing [NotBuiltin]
+    vmgenid_falls_back_where_dev_random_is_another_thing [NotBuiltin, Mainline]
     vmgenctr_refuses_where_dev_random_is_another_thing [Builtin]
     a_generator_that_is_not_ready_yet_gets_the_id
     ten_thousand_changes_are_outlived (20 min)
