@@ -33,6 +33,9 @@ pub enum On {
     /// Not with a kernel that has checkers, or with arm64-64k, which has one of them: they change the
     /// code that is stepped through.
     PlainKernel,
+    /// Not with KCSAN, under which Linux does not survive a resume from S3 (7.3.4, also without the
+    /// module).
+    NotKcsan,
     /// Only on a PC: tests that need ACPI's interrupt (SCI).
     Pc,
     /// Only with a kernel for arm64, in guests with a device tree.
@@ -94,5 +97,6 @@ pub fn is_ignored(on: &[On]) -> bool {
         || kernel == kernel::SERIES && is(On::Mainline)
         || !kernel.starts_with("debug") && is(On::Debug)
         || plain && is(On::Checkers)
+        || kernel.starts_with("kcsan") && is(On::NotKcsan)
         || (!plain || kernel == "arm64-64k") && is(On::PlainKernel)
 }

@@ -20,7 +20,7 @@ use std::{collections::BTreeSet, path::Path, process::Command, thread, time::Dur
 
 tests! {
     a_restore_while_suspended_to_idle_is_caught [Mainline]
-    a_restore_while_suspended_to_ram_is_caught [Mainline]
+    a_restore_while_suspended_to_ram_is_caught [Mainline, NotKcsan]
     a_restore_while_frozen_is_caught [Mainline]
     a_hibernated_machine_differs_in_two (20 min)
     a_hibernated_machine_differs_in_two_with_its_id_in_nvs (20 min)
