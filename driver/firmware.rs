@@ -72,11 +72,13 @@ impl<'a> Firmware<'a> {
                     }
                     _ => ReservedPage::new(address),
                 })
-                .transpose(),
+                .transpose()
+                .map_err(crate::driver::wrong),
             Self::DeviceTree(device) => device
                 .resource_by_index(1)
                 .map(|reg| ReservedPage::of_device(reg.start(), reg.size()))
-                .transpose(),
+                .transpose()
+                .map_err(crate::driver::wrong),
         }
     }
 }

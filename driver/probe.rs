@@ -47,7 +47,7 @@ pub(crate) fn generation(
             return Err(ENODEV);
         }
         Ok(Some(address)) if address % 8 != 0 => Err("is not 8-byte aligned"),
-        Ok(Some(address)) => Range::new(address, id::SIZE),
+        Ok(Some(address)) => Range::new(address, id::SIZE).map_err(crate::driver::wrong),
         Err(wrong) => Err(wrong),
     };
 

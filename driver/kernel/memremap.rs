@@ -21,11 +21,16 @@ pub(crate) struct Range {
 }
 
 impl Range {
-    /// Checks a range of `len` bytes at the physical address `start`. An error completes "ADDR ..." in the log.
-    pub(crate) fn new(start: u64, len: usize) -> Result<Self, &'static str> {
+    /// Checks a range of `len` bytes at the physical address `start`.
+    ///
+    /// # Errors
+    ///
+    /// - `ERANGE`: It is empty, or ends beyond the physical address space.
+    /// - `EBUSY`: A byte of it is in System RAM.
+    pub(crate) fn new(start: u64, len: usize) -> Result<Self> {
         match start.checked_add(len as u64) {
             Some(end) if len > 0 && end - 1 <= last_address() => (),
-            _ => return Err("is beyond the physical address width"),
+            _ => return Err(ERANGE),
         }
 
         // SAFETY: The function only looks addresses up.
@@ -38,7 +43,7 @@ impl Range {
             )
         };
         if system_ram != bindings::REGION_DISJOINT as c_int {
-            return Err("is in System RAM");
+            return Err(EBUSY);
         }
 
         // INVARIANT: Checked above.
@@ -144,29 +149,39 @@ const RESERVED: [u32; 2] = [bindings::EFI_RESERVED_TYPE, bindings::EFI_ACPI_MEMO
 pub(crate) struct ReservedPage(Range);
 
 impl ReservedPage {
-    /// Checks the page at the physical address `start`. An error completes "ADDR ..." in the log.
-    pub(crate) fn new(start: u64) -> Result<Self, &'static str> {
+    /// Checks the page at the physical address `start`.
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL`: The address is not page aligned.
+    /// - `ENXIO`: The firmware has not reserved the page.
+    ///
+    /// And those of [`Range::new`].
+    pub(crate) fn new(start: u64) -> Result<Self> {
         let range = Self::aligned(start)?;
         if !range.is_reserved() {
-            return Err("is not in memory that the firmware reserved");
+            return Err(ENXIO);
         }
         // INVARIANT: Checked above.
         Ok(Self(range))
     }
 
     /// Checks the first page of `len` bytes at `start`, which the firmware lists as a device's memory.
-    /// An error completes "reg[1] ..." in the log.
-    pub(crate) fn of_device(start: u64, len: u64) -> Result<Self, &'static str> {
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC`: It is shorter than a page. And those of [`ReservedPage::new`], without `ENXIO`.
+    pub(crate) fn of_device(start: u64, len: u64) -> Result<Self> {
         if len < PAGE_SIZE as u64 {
-            return Err("is shorter than a page");
+            return Err(ENOSPC);
         }
         // INVARIANT: Checked above and by the callee.
         Self::aligned(start).map(Self)
     }
 
-    fn aligned(start: u64) -> Result<Range, &'static str> {
+    fn aligned(start: u64) -> Result<Range> {
         if start % PAGE_SIZE as u64 != 0 {
-            return Err("is not page aligned");
+            return Err(EINVAL);
         }
         Range::new(start, PAGE_SIZE)
     }
@@ -248,10 +263,8 @@ unsafe impl<T: AtomicType + FromBytes, const N: usize> Sync for Mapping<T, N> {}
 mod tests {
     use super::*;
 
-    const BEYOND: &str = "is beyond the physical address width";
-
     /// Returns the error for a range.
-    fn wrong(start: u64, len: usize) -> Option<&'static str> {
+    fn wrong(start: u64, len: usize) -> Option<Error> {
         Range::new(start, len).err()
     }
 
@@ -262,19 +275,19 @@ mod tests {
 
     #[test]
     fn no_range_ends_beyond_the_address_space() {
-        assert_eq!(wrong(u64::MAX, 1), Some(BEYOND));
-        assert_eq!(wrong(u64::MAX - 7, 16), Some(BEYOND));
-        assert_eq!(wrong(u64::MAX - 15, 16), Some(BEYOND));
-        assert_eq!(wrong(1 << 63, 16), Some(BEYOND));
+        assert_eq!(wrong(u64::MAX, 1), Some(ERANGE));
+        assert_eq!(wrong(u64::MAX - 7, 16), Some(ERANGE));
+        assert_eq!(wrong(u64::MAX - 15, 16), Some(ERANGE));
+        assert_eq!(wrong(1 << 63, 16), Some(ERANGE));
         // x86 and arm64 have at most 52 bits of physical address.
-        assert_eq!(wrong(1 << 52, 16), Some(BEYOND));
-        assert_eq!(wrong((1 << 52) - 8, 16), Some(BEYOND));
-        assert_eq!(wrong(!(PAGE_SIZE as u64 - 1), PAGE_SIZE), Some(BEYOND));
+        assert_eq!(wrong(1 << 52, 16), Some(ERANGE));
+        assert_eq!(wrong((1 << 52) - 8, 16), Some(ERANGE));
+        assert_eq!(wrong(!(PAGE_SIZE as u64 - 1), PAGE_SIZE), Some(ERANGE));
     }
 
     #[test]
     fn a_range_is_not_empty() {
-        assert!(wrong(0xe_0000, 0).is_some());
+        assert_eq!(wrong(0xe_0000, 0), Some(ERANGE));
     }
 
     #[test]
@@ -302,7 +315,7 @@ mod tests {
         };
         assert_eq!(found, 1);
         for address in [ram, ram + 0xff8] {
-            assert_eq!(wrong(address, 16), Some("is in System RAM"));
+            assert_eq!(wrong(address, 16), Some(EBUSY));
         }
     }
 
@@ -337,7 +350,7 @@ mod tests {
     fn a_counter_has_a_whole_page() {
         for start in [1, 8, 0x28, 0x800, 0xe_0fff] {
             let page = ReservedPage::new(start);
-            assert_eq!(page.err(), Some("is not page aligned"));
+            assert_eq!(page.err(), Some(EINVAL));
         }
     }
 
@@ -361,10 +374,7 @@ mod tests {
         // The graphics card's memory of a PC, and an address above all of the RAM.
         for start in [0xa_0000, 1 << 38] {
             let page = ReservedPage::new(start);
-            assert_eq!(
-                page.err(),
-                Some("is not in memory that the firmware reserved")
-            );
+            assert_eq!(page.err(), Some(ENXIO));
         }
     }
 }
