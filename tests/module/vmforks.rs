@@ -74,7 +74,7 @@ static SENT: Atomic<i64> = Atomic::new(0);
 static HANDLED: Atomic<i64> = Atomic::new(0);
 
 fn now() -> i64 {
-    // SAFETY: To be called from anywhere.
+    // SAFETY: The function takes no argument, and any context may call it.
     unsafe { bindings::ktime_get() }
 }
 
@@ -694,7 +694,7 @@ impl kernel::InPlaceModule for VmForks {
                 (),
                 &|(): &(), f: &mut fmt::Formatter<'_>| {
                     for _ in 0..4 {
-                        // SAFETY: To be called from anywhere.
+                        // SAFETY: The function takes no argument, and any context may call it.
                         write!(f, "{:08x}", unsafe { bindings::get_random_u32() })?;
                     }
                     writeln!(f)

@@ -38,7 +38,7 @@ fn options(cpus: u16) -> Options {
 
 /// Expect that each draw ends, after few reseeds, while another CPU changes the ID all the time. A draw
 /// has the generator reseeded once before its key is used, and once for the block that it returns.
-/// Other processes have it reseeded, too.
+/// The draws of other processes also cause reseeds.
 fn an_id_that_never_stops_changing_lets_each_draw_end(context: &Context) -> Result<()> {
     let vm = vmforks::boot(context, options(2))?;
     let [id, _] = addresses(&vm)?;

@@ -22,7 +22,9 @@
 use crate::{
     context::{Context, await_random, genctr, id_in_memory, parameters, wait},
     draws::{Draws, Same},
-    notifications, tests, vmforks,
+    notifications,
+    pairs::CONSUMERS,
+    tests, vmforks,
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use harness::{
@@ -61,9 +63,6 @@ const DRAWS: usize = 6000;
 
 /// The counters of the two clones: no counter of the original is as high.
 const CLONES: [u32; 2] = [100, 101];
-
-/// How many consumers the kernel's generator has: tests/contract/src/actors/consumers.rs.
-const CONSUMERS: usize = 5;
 
 /// The kernel's functions that a reseed is stepped through.
 const RESEED: [&str; 2] = ["crng_reseed", "extract_entropy"];
@@ -575,7 +574,7 @@ impl Original {
                 return Ok(());
             }
             let place = symbols.describe(at.address);
-            let first = rows.len() % CONSUMERS;
+            let first = rows.len() % CONSUMERS.len();
             let (equal, last_equal) =
                 two_clones(vm, cpus, first).with_context(|| format!("a snapshot at {place}"))?;
             let after = at.after.clone();
@@ -934,10 +933,10 @@ fn each_consumer_repeats_itself_without_the_barrier(context: &Context) -> Result
     let mut n = 0;
     let first = |_: &Boundary| {
         n += 1;
-        n <= CONSUMERS
+        n <= CONSUMERS.len()
     };
     let rows = original.equal_draws(Path::Vdso, first, |row| eprintln!("{}", row.equal))?;
-    ensure!(rows.len() == CONSUMERS, "{} snapshots", rows.len());
+    ensure!(rows.len() == CONSUMERS.len(), "{} snapshots", rows.len());
     ensure!(
         rows.iter().all(|row| row.equal > 0),
         "a consumer draws nothing equal, so the tests with the patches cannot fail"
