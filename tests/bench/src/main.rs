@@ -39,8 +39,8 @@ struct Cli {
     #[arg(long)]
     out: PathBuf,
     /// Which driver that is, for the results
-    #[arg(long, default_value = "")]
-    driver: String,
+    #[arg(long, required_unless_present = "pairs")]
+    driver: Option<String>,
     /// Measure nothing, but make the table and the pictures of the results in there
     #[arg(long, group = "parts")]
     again: bool,
@@ -122,6 +122,7 @@ fn main() -> ExitCode {
             pairs::measure(&context, count, &cli.out)?;
             return context.reports.judge(Ok(()));
         }
+        let driver = cli.driver.context("--driver is missing")?;
         let keeps = cli.again || cli.only_calls || cli.only_early || cli.keep_early;
         let mut report = match keeps {
             true => Report::load(&cli.out)?,
@@ -134,16 +135,16 @@ fn main() -> ExitCode {
         let context = Context::new()?;
         if !cli.only_early {
             calls(&context, &mut report)?;
-            report.measured(report::CALLS, &cli.driver);
+            report.measured(report::CALLS, &driver);
         }
         if !cli.only_early && !cli.only_calls {
             observe(&context, &mut report)?;
-            report.measured(report::OBSERVED, &cli.driver);
+            report.measured(report::OBSERVED, &driver);
         }
         if !cli.keep_early && !cli.only_calls {
             eprintln!("the reseed, by how early it comes");
             report.early = early::measure(&context, cli.restores)?;
-            report.measured(report::EARLY, &cli.driver);
+            report.measured(report::EARLY, &driver);
         }
         context.reports.judge(Ok(()))?;
         report.write(&cli.out)

@@ -4,7 +4,7 @@
 //! alike.
 
 use super::{pictures, save};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::{fmt::Write, fs, path::Path, time::Instant};
 use suite::{
@@ -53,7 +53,17 @@ impl Results {
         let json = folder.join("pairs.json");
         if json.exists() {
             let results = fs::read(&json).with_context(|| format!("read {}", json.display()))?;
-            return serde_json::from_slice(&results).with_context(|| json.display().to_string());
+            let results: Self =
+                serde_json::from_slice(&results).with_context(|| json.display().to_string())?;
+            let cells = results.cells.iter();
+            ensure!(
+                guests()
+                    .map(|(_, name, _, cpus)| (name, cpus))
+                    .eq(cells.map(|cell| (cell.reseeds.as_str(), cell.cpus))),
+                "{} has other guests: remove it, to begin anew",
+                json.display()
+            );
+            return Ok(results);
         }
         let cells = guests().map(|(_, name, _, cpus)| Cell {
             reseeds: name.into(),

@@ -346,17 +346,12 @@ fn shares(results: &Results, root: &Root) -> Result<()> {
             .light_line_style(TRANSPARENT)
             .draw()
             .map_err(plot)?;
-        let colour = if sum.alike.iter().all(|&pairs| pairs == 0) {
-            OURS
-        } else {
-            WITHOUT
-        };
         let (mut bars, mut texts) = (Vec::new(), Vec::new());
         for (n, alike) in sum.alike.into_iter().enumerate() {
             let share = f64::from(alike) / f64::from(sum.pairs.max(1));
             let middle = n as f64 + 0.5;
             let bar = [(middle - 0.3, 0.0), (middle + 0.3, share)];
-            bars.push(Rectangle::new(bar, colour.filled()));
+            bars.push(Rectangle::new(bar, WITHOUT.filled()));
             texts.push(Text::new(
                 alike.to_string(),
                 (middle, share + 0.01),
