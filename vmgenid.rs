@@ -21,10 +21,7 @@
 
 use kernel::{
     acpi::DeviceId,
-    device::{
-        Bound,
-        Core, //
-    },
+    device::Core,
     of,
     platform,
     prelude::*, //
@@ -34,15 +31,13 @@ mod driver;
 
 use driver::{
     firmware::{
-        Firmware,
         ACPI_IDS,
         COMPATIBLE, //
     },
-    node::{
-        Node,
-        Source, //
+    probe::{
+        self,
+        Nodes, //
     },
-    probe,
     registry::Registry, //
 };
 
@@ -61,43 +56,19 @@ kernel::of_device_table!(
     [(of::DeviceId::new(COMPATIBLE), ())]
 );
 
-/// A bound device. An unbind removes the nodes first. Then devres removes the handlers of the
-/// interrupt, of power transitions and of the notification. The [`Registry`] keeps the data that
-/// open files and mappings use.
-struct VmGenId {
-    _node: Option<Pin<KBox<Node>>>,
-    _sysgenid: Option<Pin<KBox<Node>>>,
-}
+struct VmGenId;
 
 impl platform::Driver for VmGenId {
     type IdInfo = ();
-    type Data<'bound> = Self;
+    type Data<'bound> = Nodes;
     const ACPI_ID_TABLE: Option<kernel::acpi::IdTable<Self::IdInfo>> = Some(&ACPI_TABLE);
     const OF_ID_TABLE: Option<of::IdTable<Self::IdInfo>> = Some(&OF_TABLE);
 
     fn probe<'bound>(
         pdev: &'bound platform::Device<Core<'_>>,
         _info: Option<&'bound Self::IdInfo>,
-    ) -> impl PinInit<Self, Error> + 'bound {
-        Self::new(pdev)
-    }
-}
-
-impl VmGenId {
-    fn new(pdev: &platform::Device<Bound>) -> Result<Self> {
-        let dev = pdev.as_ref();
-        let firmware = Firmware::of(pdev).ok_or(ENODEV)?;
-        let generation = probe::generation(dev, &firmware, module_parameters::sysgenid.value())?;
-
-        // When this returns, the ID that was in memory at the call is published.
-        generation.watch(dev, &firmware, module_parameters::early_look.value())?;
-
-        // A missing or malformed counter does not fail the probe: the driver still reseeds.
-        Ok(Self {
-            _node: probe::counter(dev, &firmware, module_parameters::vmclock.value())
-                .and_then(|counter| probe::node(dev, &generation, Source::Counter(counter))),
-            _sysgenid: probe::sysgenid_node(dev, &generation),
-        })
+    ) -> impl PinInit<Nodes, Error> + 'bound {
+        Nodes::new(pdev)
     }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The steps of probe, in the order in which `vmgenid.rs` and `vmgenctr.rs` call them.
+//! The probe of both modules, step by step.
 
 use super::{
     counter::{
@@ -20,6 +20,36 @@ use super::{
     prelude::*,
     registry, //
 };
+use crate::module_parameters as parameters;
+use kernel::platform;
+
+/// The nodes of a bound device. An unbind removes them first. Then devres removes the handlers of
+/// the interrupt, of power transitions and of the notification.
+///
+/// The registry keeps the data that open files and mappings use.
+pub(crate) struct Nodes {
+    _counter: Option<Pin<KBox<Node>>>,
+    _sysgenid: Option<Pin<KBox<Node>>>,
+}
+
+impl Nodes {
+    /// Probes a device.
+    pub(crate) fn new(pdev: &platform::Device<Bound>) -> Result<Self> {
+        let dev = pdev.as_ref();
+        let firmware = Firmware::of(pdev).ok_or(ENODEV)?;
+        let generation = generation(dev, &firmware, parameters::sysgenid.value())?;
+
+        // When this returns, the ID that was in memory at the call is published.
+        generation.watch(dev, &firmware, parameters::early_look.value())?;
+
+        // A missing or malformed counter does not fail the probe: the driver still reseeds.
+        Ok(Self {
+            _counter: counter(dev, &firmware, parameters::vmclock.value())
+                .and_then(|counter| node(dev, &generation, Source::Counter(counter))),
+            _sysgenid: sysgenid_node(dev, &generation),
+        })
+    }
+}
 
 /// Logs a problem and its result: "`what` `wrong`: `result`".
 #[cold]
@@ -35,11 +65,7 @@ fn complain(dev: &Device<Bound>, what: &str, wrong: &str, result: &str) {
 /// - `ENODEV`: The firmware has no address for it.
 /// - `EINVAL`: The address is refused.
 /// - `ENOMEM`: There is no memory.
-pub(crate) fn generation(
-    dev: &Device<Bound>,
-    firmware: &Firmware<'_>,
-    counted: bool,
-) -> Result<Arc<Watched>> {
+fn generation(dev: &Device<Bound>, firmware: &Firmware<'_>, counted: bool) -> Result<Arc<Watched>> {
     let [name, _] = firmware.names();
     let range = match firmware.id() {
         Ok(None) => {
@@ -64,11 +90,7 @@ pub(crate) fn generation(
 
 /// Asks the firmware for the generation counter: the device's, or else VMClock's. Where both exist,
 /// `vmclock` chooses the latter. Both may be absent.
-pub(crate) fn counter(
-    dev: &Device<Bound>,
-    firmware: &Firmware<'_>,
-    vmclock: bool,
-) -> Option<Counter> {
+fn counter(dev: &Device<Bound>, firmware: &Firmware<'_>, vmclock: bool) -> Option<Counter> {
     let [_, name] = firmware.names();
     let mut sources = [(name, Layout::Word), ("VMClock", Layout::VmClock)];
     if vmclock {
@@ -119,10 +141,7 @@ pub(crate) fn tell_unused_vmclock() {
 }
 
 /// Makes `/dev/sysgenid`, if reseeds are counted and no other device has it.
-pub(crate) fn sysgenid_node(
-    dev: &Device<Bound>,
-    generation: &Arc<Watched>,
-) -> Option<Pin<KBox<Node>>> {
+fn sysgenid_node(dev: &Device<Bound>, generation: &Arc<Watched>) -> Option<Pin<KBox<Node>>> {
     let source = Source::Reseeds(generation.reseeds.as_ref()?.clone());
     let node = node(dev, generation, source)?;
     dev_info!(
@@ -133,11 +152,7 @@ pub(crate) fn sysgenid_node(
 }
 
 /// Makes the node of `source`, if no other device has it.
-pub(crate) fn node(
-    dev: &Device<Bound>,
-    generation: &Arc<Watched>,
-    source: Source,
-) -> Option<Pin<KBox<Node>>> {
+fn node(dev: &Device<Bound>, generation: &Arc<Watched>, source: Source) -> Option<Pin<KBox<Node>>> {
     let path = source.path();
     Node::new(generation.clone(), source)
         .inspect_err(|&err| {
