@@ -22,9 +22,9 @@ pub enum On {
     /// Not with a kernel that has its own driver built in. `vmgenctr` keeps the promises of
     /// `vmgenid`, so each such test needs a reason.
     NotBuiltin,
-    /// Only with the kernel `series`, which compares the ID itself (patches/linux).
+    /// Only with a kernel that compares the ID itself (patches/linux): `series`, `debug-series`, ...
     Series,
-    /// Not with the kernel `series`.
+    /// Not with such a kernel.
     Mainline,
     /// Only with a kernel that has fault injection.
     Debug,
@@ -93,8 +93,8 @@ pub fn is_ignored(on: &[On]) -> bool {
         || kernel != "tiny" && is(On::Tiny)
         || kernel::is_builtin(&kernel) && is(On::NotBuiltin)
         || !kernel::is_builtin(&kernel) && is(On::Builtin)
-        || kernel != kernel::SERIES && is(On::Series)
-        || kernel == kernel::SERIES && is(On::Mainline)
+        || kernel::is_series(&kernel) && is(On::Mainline)
+        || !kernel::is_series(&kernel) && is(On::Series)
         || !kernel.starts_with("debug") && is(On::Debug)
         || plain && is(On::Checkers)
         || kernel.starts_with("kcsan") && is(On::NotKcsan)

@@ -69,13 +69,17 @@ pub struct Guest {
 
 /// Boots a guest for [`Guest::start`], with these kernel parameters.
 pub fn boot(context: &Context, reseeds: Reseeds, cpus: u16, append: &[&str]) -> Result<Vm> {
+    let tiny = "tiny".to_string();
     let (name, driver) = match reseeds {
         Reseeds::Mainline => {
             let kernel = context.host.link("kernel-tiny");
-            ("tiny", Some(kernel.join("build/drivers/virt/vmgenid.ko")))
+            (tiny, Some(kernel.join("build/drivers/virt/vmgenid.ko")))
         }
-        Reseeds::Module => ("tiny", Some(context.top.join("out/tiny/vmgenid.ko"))),
-        Reseeds::Series => (kernel::SERIES, None),
+        Reseeds::Module => (tiny, Some(context.top.join("out/tiny/vmgenid.ko"))),
+        Reseeds::Series => {
+            let default = Some(kernel::default()).filter(|name| kernel::is_series(name));
+            (default.unwrap_or(kernel::SERIES.into()), None)
+        }
     };
     // As in the matrix: the TSC jumps at a restore, and QEMU can end with a HPET.
     let parameters = ["tsc=unstable", "hpet=disable"].iter().chain(append);
@@ -84,9 +88,10 @@ pub fn boot(context: &Context, reseeds: Reseeds, cpus: u16, append: &[&str]) -> 
         guest: "/driver.ko".into(),
     });
     let options = Options {
-        kernel: Some(name.into()),
+        // Snapshots of half the memory take half the time. Kernels with checkers need theirs.
+        memory: matches!(name.as_str(), "tiny" | kernel::SERIES).then_some(128),
+        kernel: Some(name),
         smp: Some(cpus),
-        memory: Some(128),
         no_module: true,
         append: parameters.map(|&more| more.into()).collect(),
         add: driver.into_iter().collect(),

@@ -27,9 +27,10 @@ pub fn is_builtin(name: &str) -> bool {
     name.split('-').any(|part| part == "builtin")
 }
 
-/// Whether the driver is a module that a guest loads. In the kernel `series` it is built in.
-pub fn has_module(name: &str) -> bool {
-    name != SERIES
+/// Whether the kernel has patches/linux: series, or another configuration with that over it. Then
+/// the driver is built in, and a guest loads no module.
+pub fn is_series(name: &str) -> bool {
+    name.split('-').any(|part| part == SERIES)
 }
 
 /// Whether the kernel is one for arm64: its guests have QEMU's machine `virt`, with a device tree.

@@ -208,7 +208,7 @@ fn kernel_parameters(options: &Options) -> String {
     for more in &options.append {
         parameters += &format!(" {more}");
     }
-    if !kernel::has_module(&options.kernel()) {
+    if kernel::is_series(&options.kernel()) {
         // There is no early look in that driver.
         let known = |parameter: &&String| !parameter.starts_with("early_look=");
         for parameter in options.parameter.iter().filter(known) {
@@ -220,7 +220,7 @@ fn kernel_parameters(options: &Options) -> String {
         return parameters + " root=/dev/vda rw";
     }
     parameters += &format!(" rdinit={} -- init", initramfs::GUEST);
-    if !options.no_module && kernel::has_module(&options.kernel()) {
+    if !options.no_module && !kernel::is_series(&options.kernel()) {
         parameters += &format!(" --load {}", initramfs::MODULE);
     }
     parameters
