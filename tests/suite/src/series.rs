@@ -20,6 +20,7 @@ tests! {
     an_id_that_never_stops_changing_lets_each_draw_end
     an_id_that_is_half_written_is_a_new_id
     the_driver_is_unbound_and_bound_while_others_draw
+    an_unbind_does_not_end_the_comparison
     a_second_device_leaves_the_first_as_it_is
     malformed_devices_leave_a_sound_id_as_it_is
     without_the_device_draws_work
@@ -88,6 +89,15 @@ fn the_driver_is_unbound_and_bound_while_others_draw(context: &Context) -> Resul
     }
     no_splat(&guest.vm)?;
     none_alike(&mut guest, 5)
+}
+
+/// Expect that the generator compares the ID also after the driver was unbound.
+fn an_unbind_does_not_end_the_comparison(context: &Context) -> Result<()> {
+    let vm = vmforks::boot(context, options(1))?;
+    let [id, _] = addresses(&vm)?;
+    vm.shell(&format!("cd {DRIVER} && echo *:* >unbind"))?;
+    looks_at(&vm, id)?;
+    no_splat(&vm)
 }
 
 /// Expect that the generator compares the ID of the first device, also when another one is bound, and
