@@ -224,9 +224,10 @@ fn no_lock_is_held_while_a_buffer_faults(context: &Context) -> Result<()> {
     };
 
     // This reader is the first one to see a change, so its read has reseeded the kernel. (The
-    // machine keeps running: QEMU completes all disk reads before it stops a machine.)
-    vm.set_genctr(FIRST + 1)?;
+    // machine keeps running: QEMU completes all disk reads before it stops a machine. The kernel
+    // `series` reseeds for the program that asks.)
     let before = generation(&vm)?;
+    vm.set_genctr(FIRST + 1)?;
     let mut stuck = vec![stuck_reader(&vm)?];
     ensure!(generation(&vm)? > before, "it has not reseeded");
 

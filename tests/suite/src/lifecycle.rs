@@ -14,7 +14,7 @@ use harness::{Add, Options};
 tests! {
     [AnySetup];
     a_notification_after_the_unbind_does_nothing [NotArm64]
-    the_kernels_own_driver_oopses_after_the_unbind [NotBuiltin, NotArm64]
+    the_kernels_own_driver_oopses_after_the_unbind [NotBuiltin, NotArm64, Mainline]
 }
 
 /// Unbinds the device.
