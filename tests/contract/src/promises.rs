@@ -121,7 +121,7 @@ promises! { CHANGES:;
     lifecycle {
         a_mapping_follows_the_counter_after_the_unbind
         changes_while_unbound_reseed_once_at_bind
-        no_reseed_after_the_unbind ["not-builtin"]
+        no_reseed_after_the_unbind ["not-builtin mainline"]
         the_driver_override_decides
         the_module_stays_while_it_is_in_use ["mainline"]
         changes_while_unloaded_do_nothing ["mainline"]
