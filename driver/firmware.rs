@@ -18,6 +18,18 @@ pub(crate) const ACPI_IDS: [&CStr; 2] = [c"VMGENCTR", c"VM_GEN_COUNTER"];
 /// What the device's node in a device tree is compatible with.
 pub(crate) const COMPATIBLE: &CStr = c"microsoft,vmgenid";
 
+/// Returns the end of a line of the log about an address: the words for an error of [`Range`] or
+/// [`ReservedPage`].
+pub(crate) fn wrong(err: Error) -> &'static str {
+    match err {
+        ERANGE => "is beyond the physical address width",
+        EBUSY => "is in System RAM",
+        ENOSPC => "is shorter than a page",
+        ENXIO => "is not in memory that the firmware reserved",
+        _ => "is not page aligned",
+    }
+}
+
 /// The firmware's description of a device.
 pub(crate) enum Firmware<'a> {
     /// ACPI: objects of the device. Notifications come from ACPI.
@@ -73,12 +85,12 @@ impl<'a> Firmware<'a> {
                     _ => ReservedPage::new(address),
                 })
                 .transpose()
-                .map_err(crate::driver::wrong),
+                .map_err(wrong),
             Self::DeviceTree(device) => device
                 .resource_by_index(1)
                 .map(|reg| ReservedPage::of_device(reg.start(), reg.size()))
                 .transpose()
-                .map_err(crate::driver::wrong),
+                .map_err(wrong),
         }
     }
 }

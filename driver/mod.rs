@@ -2,8 +2,6 @@
 
 //! The code of both modules, `vmgenid` and `vmgenctr`. Each file uses only files above it.
 
-use ::kernel::prelude::*;
-
 pub(crate) mod kernel {
     pub(crate) mod acpi;
     pub(crate) mod events;
@@ -50,17 +48,6 @@ pub(crate) mod kernel {
                 ScopeGuard, //
             },
         };
-    }
-}
-
-/// Returns the end of a line of the log about an address that `kernel::memremap` has refused.
-fn wrong(err: Error) -> &'static str {
-    match err {
-        ERANGE => "is beyond the physical address width",
-        EBUSY => "is in System RAM",
-        ENOSPC => "is shorter than a page",
-        ENXIO => "is not in memory that the firmware reserved",
-        _ => "is not page aligned",
     }
 }
 

@@ -73,7 +73,7 @@ fn generation(dev: &Device<Bound>, firmware: &Firmware<'_>, counted: bool) -> Re
             return Err(ENODEV);
         }
         Ok(Some(address)) if address % 8 != 0 => Err("is not 8-byte aligned"),
-        Ok(Some(address)) => Range::new(address, id::SIZE).map_err(crate::driver::wrong),
+        Ok(Some(address)) => Range::new(address, id::SIZE).map_err(firmware::wrong),
         Err(wrong) => Err(wrong),
     };
 

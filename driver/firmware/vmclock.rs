@@ -42,12 +42,12 @@ pub(crate) fn page() -> Result<Option<ReservedPage>, &'static str> {
                     .and_then(|device| device.resource_by_index(0))
                     .map(|reg| ReservedPage::of_device(reg.start(), reg.size()))
                     .transpose()
-                    .map_err(crate::driver::wrong),
+                    .map_err(super::wrong),
             }
         }
-        Some(Some((address, len))) if len >= PAGE_SIZE as u64 => ReservedPage::new(address)
-            .map_err(crate::driver::wrong)
-            .map(Some),
+        Some(Some((address, len))) if len >= PAGE_SIZE as u64 => {
+            ReservedPage::new(address).map_err(super::wrong).map(Some)
+        }
         Some(_) => Err("does not have exactly one page of memory"),
     }
 }

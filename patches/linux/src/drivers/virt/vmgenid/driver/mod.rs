@@ -2,8 +2,6 @@
 
 //! The parts of the driver. Each file uses only files above it.
 
-use ::kernel::prelude::*;
-
 /// The parts of the kernel crate that the driver is about, and what it adds to them.
 pub(crate) mod kernel {
     pub(crate) use ::kernel::{
@@ -14,17 +12,6 @@ pub(crate) mod kernel {
     pub(crate) mod miscdevice;
     pub(crate) mod mm;
     pub(crate) mod rwonce;
-}
-
-/// Returns the end of a line of the log about an address that the kernel crate has refused.
-fn wrong(err: Error) -> &'static str {
-    match err {
-        ERANGE => "is beyond the physical address width",
-        EBUSY => "is in System RAM",
-        ENOSPC => "is shorter than a page",
-        ENXIO => "is not in memory that the firmware reserved",
-        _ => "is not page aligned",
-    }
 }
 
 /// The names that most files use.
