@@ -88,11 +88,11 @@ pub fn boot(context: &Context, reseeds: Reseeds, cpus: u16, append: &[&str]) -> 
         guest: "/driver.ko".into(),
     });
     let options = Options {
+        no_module: driver.is_some(),
         // Snapshots of half the memory take half the time. Kernels with checkers need theirs.
         memory: matches!(name.as_str(), "tiny" | kernel::SERIES).then_some(128),
         kernel: Some(name),
         smp: Some(cpus),
-        no_module: true,
         append: parameters.map(|&more| more.into()).collect(),
         add: driver.into_iter().collect(),
         ..genctr(FIRST)

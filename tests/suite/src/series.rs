@@ -139,6 +139,10 @@ fn malformed_devices_leave_a_sound_id_as_it_is(context: &Context) -> Result<()> 
         "<ADDR> Name (CTRA, Package () { <page+8>, 0 })",
     ];
     let (_tables, options) = firmware::with(context, &devices)?;
+    let options = Options {
+        no_module: false,
+        ..options
+    };
     let vm = vmforks::boot(context, options)?;
     let mut said = about(&vm)?;
     // The driver core adds a line of its own.

@@ -47,7 +47,7 @@ pub fn write(host: &Host, options: &Options, path: &Path) -> Result<()> {
     archive.file(GUEST, &host.guest_program(&kernel, "guest")?, Some(0o755))?;
     match host.module(&kernel) {
         Ok(module) => archive.file(MODULE, &module, Some(0o644))?,
-        Err(_) if options.no_module || kernel::is_series(&kernel) => {}
+        Err(_) if options.no_module || !kernel::loads_module(&kernel) => {}
         Err(e) => return Err(anyhow!("{e}, or do without it: --no-module")),
     }
     if !options.parameter.is_empty() {

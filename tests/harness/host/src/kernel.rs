@@ -27,10 +27,14 @@ pub fn is_builtin(name: &str) -> bool {
     name.split('-').any(|part| part == "builtin")
 }
 
-/// Whether the kernel has patches/linux: series, or another configuration with that over it. Then
-/// the driver is built in, and a guest loads no module.
+/// Whether the kernel has patches/linux: series, or another configuration with that over it.
 pub fn is_series(name: &str) -> bool {
     name.split('-').any(|part| part == SERIES)
+}
+
+/// Whether a guest loads the driver as a module: not where that of patches/linux is built in.
+pub fn loads_module(name: &str) -> bool {
+    !is_series(name) || name.split('-').any(|part| part == "module")
 }
 
 /// Whether the kernel is one for arm64: its guests have QEMU's machine `virt`, with a device tree.

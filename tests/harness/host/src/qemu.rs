@@ -220,7 +220,7 @@ fn kernel_parameters(options: &Options) -> String {
         return parameters + " root=/dev/vda rw";
     }
     parameters += &format!(" rdinit={} -- init", initramfs::GUEST);
-    if !options.no_module && !kernel::is_series(&options.kernel()) {
+    if !options.no_module && kernel::loads_module(&options.kernel()) {
         parameters += &format!(" --load {}", initramfs::MODULE);
     }
     parameters
