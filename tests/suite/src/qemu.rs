@@ -12,6 +12,7 @@ use std::{fs, process::Command};
 
 tests! {
     its_own_tests_pass (30 min) [Tiny]
+    its_own_tests_of_virt_pass (30 min) [Arm64]
     without_genctr_the_firmware_tables_are_those_of_stock_qemu [Tiny]
     without_genctr_the_migration_stream_is_that_of_stock_qemu [Tiny]
     genctr_set_at_run_time_comes_with_a_new_id
@@ -23,12 +24,18 @@ tests! {
 
 const GUID: &str = "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87";
 
-/// The number of qtests: stock QEMU has 3, the series adds 13 and 5.
-const QTESTS: usize = 3 + 13 + 5;
-
-/// Expect that all qtests of the device pass.
+/// Expect that all qtests of the device pass. Stock QEMU has 3 of them, the series adds 13 and 5.
 fn its_own_tests_pass(context: &Context) -> Result<()> {
-    let qemu = context.host.qemu_folder(Flavour::Genctr)?;
+    qtests_pass(context, "qemu", "qemu-system-x86_64", 3 + 13 + 5)
+}
+
+/// Expect the same of those for the machine `virt`.
+fn its_own_tests_of_virt_pass(context: &Context) -> Result<()> {
+    qtests_pass(context, "qemu-arm64", "qemu-system-aarch64", 8)
+}
+
+fn qtests_pass(context: &Context, qemu: &str, program: &str, number: usize) -> Result<()> {
+    let qemu = context.host.link(qemu);
     // The tests run in the build root, which has no /dev/kvm: they would use it.
     let folder = tempfile::tempdir_in(context.top.join("out"))?;
     // They make their boot disk below tests/.
@@ -37,7 +44,7 @@ fn its_own_tests_pass(context: &Context) -> Result<()> {
         .args(["--", "env"])
         .args(
             [
-                ("QTEST_QEMU_BINARY", "qemu-system-x86_64"),
+                ("QTEST_QEMU_BINARY", program),
                 ("QTEST_QEMU_IMG", "qemu-img"),
             ]
             .map(|(name, program)| format!("{name}={}/bin/{program}", qemu.display())),
@@ -55,8 +62,8 @@ fn its_own_tests_pass(context: &Context) -> Result<()> {
     );
     let passed = said.lines().filter(|line| line.starts_with("ok ")).count();
     ensure!(
-        passed == QTESTS,
-        "it ran {passed} tests, not {QTESTS}: {said}"
+        passed == number,
+        "it ran {passed} tests, not {number}: {said}"
     );
     Ok(())
 }
