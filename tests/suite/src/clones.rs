@@ -89,10 +89,14 @@ fn a_counter_that_comes_late_is_noticed(context: &Context) -> Result<()> {
 }
 
 /// Returns what each clone of an old guest draws from the kernel after it has seen the counter
-/// change. `how` has arguments for `contract draws`.
+/// change. `how` has arguments for `contract draws`. Its CPU is another one at each call: on the CPU
+/// that takes the interrupt, the kernel's thread can reseed before the process draws.
 pub fn drawn(vm: &mut Vm, how: &[&str]) -> Result<Vec<draws::Draws>> {
-    draws::start(vm, how)?;
-    let name: Name = format!("s{}", vm.snapshots()?.len()).parse()?;
+    let pid = draws::start(vm, how)?;
+    let n = vm.snapshots()?.len();
+    let cpu = n % usize::from(vm.options()?.smp());
+    vm.shell(&format!("taskset -p {:x} {pid}", 1 << cpu))?;
+    let name: Name = format!("s{n}").parse()?;
     freeze(vm, &name)?;
     let clones: Result<Vec<_>> = (FIRST + 1..=FIRST + CLONES)
         .map(|value| draws::Draws::of(&vm.clone_from(&name, Some(value), None)?))

@@ -10,14 +10,14 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 const OUT: &str = "/tmp/draws";
 
-/// Starts the process, with these further arguments.
-pub fn start(vm: &Vm, more: &[&str]) -> Result<()> {
+/// Starts the process, with these further arguments. Returns its PID.
+pub fn start(vm: &Vm, more: &[&str]) -> Result<u32> {
     let mut argv = vec!["contract", "draws", "--out", OUT];
     argv.extend(more);
-    vm.spawn(argv, "/tmp/draws.err")?;
+    let pid = vm.spawn(argv, "/tmp/draws.err")?;
     wait("the process spins", || {
         let said = vm.shell("cat /tmp/draws.err")?;
-        Ok(said.starts_with("spinning").then_some(()))
+        Ok(said.starts_with("spinning").then_some(pid))
     })
 }
 

@@ -87,8 +87,7 @@ fn a_library_that_maps_vmclock0_repeats_itself(context: &Context) -> Result<()> 
         eprintln!("seeded once, on {node}: {same}");
         Ok(same.most)
     };
-    // The CPU of the process decides whether another process draws before it. So there are several
-    // snapshots, each with a new process.
+    // The CPU of the process decides whether another process draws before it.
     let mut repeats = false;
     for _ in 0..8 {
         repeats = repeats || most("/dev/vmclock0", &[])? > 0;
