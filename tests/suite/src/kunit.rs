@@ -69,11 +69,12 @@ fn every_unit_of_the_driver_passes_its_tests(context: &Context) -> Result<()> {
         ..genctr(42)
     })?;
     // The kernel's own KUnit tests have ended by now.
-    let passed = passed(&vm.shell("dmesg -c >/dev/null; insmod /kunit.ko && dmesg")?)?.len();
+    let log = vm.shell("dmesg -c >/dev/null; insmod /kunit.ko && dmesg")?;
+    let passed = passed(&log)?.len();
     let expected = written(&context.top.join("driver")).context("the driver's sources")?;
     ensure!(
         passed == expected,
-        "{passed} passed; {expected} are written"
+        "{passed} passed; {expected} are written:\n{log}"
     );
     // The module with the tests is also the driver.
     let said = vm.shell("contract counter")?;
@@ -104,16 +105,22 @@ fn the_kernel_series_passes_its_tests_and_examples(context: &Context) -> Result<
                 .lines()
                 .filter_map(|line| line.strip_prefix('+'))
                 .collect();
-            for two in added.windows(2) {
-                let test = two[1].trim().strip_prefix("fn ");
-                if let Some(test) = test.filter(|_| two[0].trim() == "#[test]") {
-                    let test = test.split('(').next().unwrap_or_default();
-                    expected += 1;
-                    ensure!(
-                        passed.contains(&test),
-                        "{name}: {test} did not run in:\n{log}"
-                    );
-                }
+            for (n, _) in added
+                .iter()
+                .enumerate()
+                .filter(|(_, line)| line.trim() == "#[test]")
+            {
+                let after = added[n..]
+                    .iter()
+                    .find_map(|line| line.trim().strip_prefix("fn "));
+                let test = after
+                    .and_then(|test| test.split('(').next())
+                    .context("no function")?;
+                ensure!(
+                    passed.contains(&test),
+                    "{name}: {test} did not run in:\n{log}"
+                );
+                expected += 1;
             }
             // Each example has a line at its begin and at its end.
             let written = added.iter().filter(|line| line.trim() == "/// ```").count() / 2;
