@@ -88,6 +88,7 @@ pub fn boot(context: &Context, reseeds: Reseeds, cpus: u16, append: &[&str]) -> 
         guest: "/driver.ko".into(),
     });
     let options = Options {
+        // What is added is loaded below.
         no_module: driver.is_some(),
         // Snapshots of half the memory take half the time. Kernels with checkers need theirs.
         memory: matches!(name.as_str(), "tiny" | kernel::SERIES).then_some(128),
